@@ -1,0 +1,3 @@
+//! `monohull-initramfs AGENT OUTPUT`: writes the guest's initramfs.
+
+fn main() {}

@@ -1,0 +1,17 @@
+//! The messages between a pod's owner on the host and the agent in its VM.
+//!
+//! Generated from `agent.proto`, which is the reference: see its comments for the transport and the errors.
+
+#[allow(missing_docs, missing_debug_implementations, unreachable_pub, unused_qualifications, clippy::all, clippy::unwrap_used, clippy::indexing_slicing)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};
+
+/// Host port to which the agent opens its RPC connection once it can serve.
+pub const RPC_PORT: u32 = 1024;
+/// Guest port on which the agent accepts stdio streams.
+pub const STDIO_PORT: u32 = 1025;
+/// Directory in the guest below which each container has its own: mounts, files, bundle.
+pub const CONTAINERS: &str = "/run/monohull/containers";

@@ -1,0 +1,3 @@
+//! `monohull-agent`: PID 1 of a pod's VM.
+
+fn main() {}

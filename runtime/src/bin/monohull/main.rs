@@ -1,0 +1,3 @@
+//! `monohull`: containers in microVMs from the command line, and tools to look at running pods.
+
+fn main() {}

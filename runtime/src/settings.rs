@@ -1,0 +1,76 @@
+//! The host's configuration: `/etc/monohull/config.toml`, every field with a default.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the configuration is read from when `MONOHULL_CONFIG` names no other file. It need not exist.
+pub const PATH: &str = "/etc/monohull/config.toml";
+
+/// The host's settings. Nothing in here can be changed by a pod.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The VMM binary.
+    pub vmm: PathBuf,
+    /// The guest kernel, an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The guest's initramfs, which holds the agent.
+    pub initramfs: PathBuf,
+    /// A directory per running pod is made here: its state file and its sockets. Must be on a tmpfs.
+    pub state_dir: PathBuf,
+    /// Images made from directories are kept here while their pod runs, as unnamed files.
+    pub scratch_dir: PathBuf,
+    /// Memory in MiB of a pod that sets no limit.
+    pub default_memory_mib: u32,
+    /// Memory in MiB added to a pod's limit for the guest kernel and agent.
+    pub overhead_memory_mib: u32,
+    /// CPUs of a pod that sets no limit.
+    pub default_cpus: u8,
+    /// Back guest memory with huge pages: a faster cold boot for more resident memory.
+    pub huge_pages: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            vmm: "/usr/libexec/monohull/monohull-vmm".into(),
+            kernel: "/usr/share/monohull/vmlinux".into(),
+            initramfs: "/usr/share/monohull/initramfs.cpio".into(),
+            state_dir: "/run/monohull".into(),
+            scratch_dir: "/var/lib/monohull".into(),
+            default_memory_mib: 512,
+            overhead_memory_mib: 128,
+            default_cpus: 1,
+            huge_pages: true,
+        }
+    }
+}
+
+/// A configuration file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file exists but can't be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file is not valid.
+    #[error("{0} is not a valid configuration")]
+    Parse(PathBuf, #[source] toml::de::Error),
+}
+
+impl Settings {
+    /// Reads `MONOHULL_CONFIG`, or else [`PATH`] if it exists, or else takes the defaults.
+    pub fn load() -> Result<Self, SettingsError> {
+        match std::env::var_os("MONOHULL_CONFIG") {
+            Some(path) => Self::read(Path::new(&path)),
+            None if Path::new(PATH).exists() => Self::read(Path::new(PATH)),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Reads one file.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let text = std::fs::read_to_string(path).map_err(|e| SettingsError::Read(path.into(), e))?;
+        toml::from_str(&text).map_err(|e| SettingsError::Parse(path.into(), e))
+    }
+}

@@ -1,0 +1,3 @@
+//! `containerd-shim-monohull-v2`: containerd's shim for Monohull pods.
+
+fn main() {}

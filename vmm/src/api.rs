@@ -1,0 +1,170 @@
+//! The messages between a pod's owner (shim, `monohull run`) and its VMM.
+//!
+//! Transport: a `SOCK_SEQPACKET` UNIX socket that the VMM inherits as fd 3 ([`CONTROL_FD`]). Each message is one
+//! packet of JSON, at most [`MAX_MESSAGE`] bytes; file descriptors travel with it by `SCM_RIGHTS`, at most
+//! [`MAX_FDS`]. The first packet is a [`VmConfig`] with all the VM's descriptors; requests follow. The VMM opens no
+//! path after reading it. It ends when the socket closes: a VM never outlives its owner.
+
+use serde::{Deserialize, Serialize};
+
+/// The descriptor on which a VMM finds its owner's socket.
+pub const CONTROL_FD: i32 = 3;
+/// Largest message in bytes, in both directions.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Most descriptors in one message.
+pub const MAX_FDS: usize = 16;
+/// Context identifier of every guest; VMs do not share an address space of their vsocks.
+pub const GUEST_CID: u64 = 3;
+/// Bytes per sector of the image disk (virtio 1.2 §5.2.2).
+pub const SECTOR: u64 = 512;
+
+/// What the VM is made of: the first message.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Name of the pod, for messages.
+    pub name: String,
+    /// Guest memory in MiB, at least 32.
+    pub memory_mib: u32,
+    /// CPUs announced to the guest, at least 1. The guest starts with one (`maxcpus=1`); the agent puts more online.
+    pub vcpus: u8,
+    /// Appended to the kernel command line the VMM makes.
+    pub cmdline: String,
+    /// Number of network interfaces. All start with their link down; [`Request::AttachNic`] brings them up.
+    pub nics: u8,
+    /// Back guest memory with transparent huge pages: a faster cold boot for more resident memory.
+    pub huge_pages: bool,
+    /// What each descriptor of this message is, in their order.
+    pub fds: Vec<FdRole>,
+}
+
+/// The part that a descriptor of a [`VmConfig`] plays.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FdRole {
+    /// `/dev/kvm`.
+    Kvm,
+    /// The guest kernel: an ELF `vmlinux`.
+    Kernel,
+    /// The initramfs, an uncompressed cpio archive.
+    Initramfs,
+    /// A listening UNIX stream socket: the host side of the guest's vsock. A client sends `CONNECT <port>\n` and, once
+    /// the guest accepted, reads `OK <host port>\n`; after that the connection is the stream.
+    Vsock,
+    /// Where the guest's debug console is written. Without it there is no console device.
+    Console,
+}
+
+/// What the owner asks of a running VM. The VMM answers each with a [`Reply`] that carries the same `id`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Request {
+    /// Chosen by the owner.
+    pub id: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// The requests.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Appends the file or block device of this message's one descriptor to the image disk.
+    /// Its size must be a multiple of [`SECTOR`] and not 0.
+    AddExtent {
+        /// The device refuses writes to a read-only extent, whatever the descriptor allows.
+        read_only: bool,
+    },
+    /// Gives network interface `nic` the tap device of this message's one descriptor (opened with `IFF_TAP`,
+    /// `IFF_NO_PI` and `IFF_VNET_HDR`) and brings its link up.
+    AttachNic {
+        /// Index of the interface, from 0.
+        nic: u8,
+    },
+    /// Sets the size of the balloon: memory taken from the guest, in MiB.
+    SetBalloon {
+        /// Target size.
+        mib: u32,
+    },
+    /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
+    Stop,
+}
+
+/// What the VMM sends.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromVmm {
+    /// The answer to a request.
+    Reply(Reply),
+    /// Something that happened.
+    Event(Event),
+}
+
+/// The answer to the request with the same `id`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Reply {
+    /// The request's.
+    pub id: u64,
+    /// What came of it; an error is one line that names what was being done.
+    pub result: Result<Done, String>,
+}
+
+/// The results of requests that succeeded.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    /// Where on the image disk the new extent is.
+    ExtentAdded {
+        /// First sector.
+        start: u64,
+        /// Length in sectors.
+        sectors: u64,
+    },
+    /// Nothing to tell.
+    Ok,
+}
+
+/// Events, in the order they happened.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The guest's CPUs run. Always the first message.
+    Started {
+        /// Steps of the start with their `CLOCK_MONOTONIC` time in microseconds.
+        marks: Vec<(String, u64)>,
+    },
+    /// The guest opened a connection to host port `port`; this message's one descriptor, a UNIX stream socket, is the
+    /// host's end of it.
+    GuestConnected {
+        /// The host port.
+        port: u32,
+    },
+    /// The VM has ended. Always the last message.
+    Exited {
+        /// Why.
+        reason: ExitReason,
+    },
+}
+
+/// Why a VM ended.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The owner asked for it.
+    #[error("stopped on request")]
+    Stopped,
+    /// The guest reset itself: the agent's orderly shutdown.
+    #[error("guest shut down")]
+    GuestShutdown,
+    /// The guest kernel panicked.
+    #[error("guest kernel panic: {0}")]
+    GuestPanic(String),
+    /// The guest kernel gave up for want of memory.
+    #[error("guest out of memory: {0}; give the pod more memory")]
+    GuestOutOfMemory(String),
+    /// The virtual CPU shut down on an unhandled fault.
+    #[error("guest triple fault")]
+    TripleFault,
+    /// The VMM or KVM failed.
+    #[error("VMM failure: {0}")]
+    Failure(String),
+}

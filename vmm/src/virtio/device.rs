@@ -1,0 +1,69 @@
+//! The contract between a virtio device and its transport.
+
+use event_manager::MutEventSubscriber;
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Interrupt;
+
+/// Guest memory as devices see it: a cheap handle, accessed through vm-memory's volatile API only.
+pub type GuestMemory = std::sync::Arc<GuestMemoryMmap>;
+
+/// What the driver negotiated, handed to the device at DRIVER_OK.
+#[derive(Debug)]
+pub struct Active {
+    /// Guest memory.
+    pub mem: GuestMemory,
+    /// The queues the driver made ready, in the order of [`VirtioDevice::queue_sizes`]. Validated, frozen until reset,
+    /// with EVENT_IDX already enabled on them when it was negotiated.
+    pub queues: Vec<Queue>,
+    /// Feature bits both sides agreed on.
+    pub features: u64,
+    /// How to tell the driver.
+    pub interrupt: Interrupt,
+}
+
+/// A device that can't serve what the driver set up. The transport answers with DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+#[error("the driver's configuration can't be served: {0}")]
+pub struct ActivateError(pub String);
+
+/// A virtio device behind a transport.
+///
+/// The device is shared as `Arc<Mutex<Device>>` between the vCPU threads, which reach it through the transport's
+/// registers, and an event loop, which calls [`MutEventSubscriber::process`] for its queue kicks and its own
+/// descriptors. In [`MutEventSubscriber::init`] the device registers its kicks and whatever it waits for, once, before
+/// the guest runs; a kick that comes while the device is not active must be drained and ignored.
+///
+/// No call may panic on anything a guest controls. A driver that breaks the protocol gets
+/// [`Interrupt::needs_reset`] and its queues are left alone until it resets the device.
+pub trait VirtioDevice: MutEventSubscriber + Send {
+    /// The device ID (virtio 1.2 §5).
+    fn id(&self) -> u32;
+
+    /// The largest size of each queue. Their number is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// One event per queue, signalled by KVM (ioeventfd) when the driver kicks it.
+    fn kicks(&self) -> &[EventFd];
+
+    /// The device's own feature bits. The transport adds `VIRTIO_F_VERSION_1` and `VIRTIO_RING_F_EVENT_IDX`.
+    fn features(&self) -> u64;
+
+    /// Reads the configuration space; bytes beyond its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space; most devices have nothing to write there.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver is ready: keep what it negotiated and serve.
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError>;
+
+    /// The driver resets the device: drop what [`Self::activate`] gave, touch guest memory no more.
+    fn reset(&mut self);
+
+    /// The transport's interrupt line, handed over once before the guest runs, for devices that signal configuration
+    /// changes. It is the same line that [`Active`] carries.
+    fn set_interrupt(&mut self, _interrupt: Interrupt) {}
+}

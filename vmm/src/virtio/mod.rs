@@ -1,0 +1,7 @@
+//! What all virtio devices share: the device trait, interrupts, and the MMIO transport.
+
+mod device;
+mod interrupt;
+
+pub use device::{ActivateError, Active, GuestMemory, VirtioDevice};
+pub use interrupt::Interrupt;
