@@ -20,7 +20,12 @@ impl Table {
         println!("\n### {title}\n");
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         for (number, row) in self.rows.iter().enumerate() {
             let cells = (0..columns).map(|column| {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::Trial;
-use monohull_tests::engine::{Output, finish};
+use monohull_tests::engine::{Output, finish, image};
 use monohull_tests::leaks::Census;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -24,10 +24,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         })
         .collect()
-}
-
-fn image() -> String {
-    std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
 }
 
 fn monohull(arguments: &[&str]) -> Output {

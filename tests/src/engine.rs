@@ -123,7 +123,7 @@ impl Run {
 }
 
 impl Engine {
-    /// Starts a containerd and gives it the test image (`MONOHULL_TEST_IMAGE`, a docker archive).
+    /// Starts a containerd and gives it the test image ([`image`]).
     pub fn start(client: Client) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
         let config = dir.path().join("config.toml");
@@ -153,8 +153,7 @@ impl Engine {
             .spawn()?;
         let engine = Self { client, daemon, dir };
         engine.wait_until_ready()?;
-        let image = std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into());
-        let imported = engine.ctr(&["image", "import", &image]).output()?;
+        let imported = engine.ctr(&["image", "import", &image()]).output()?;
         if !imported.status.success() {
             return Err(io::Error::other(String::from_utf8_lossy(&imported.stderr).into_owned()));
         }
@@ -393,6 +392,11 @@ fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
     }
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Output { status: output.status, stdout: output.stdout, stderr }
+}
+
+/// The test image, a docker archive: `MONOHULL_TEST_IMAGE`, or where the test host has it.
+pub fn image() -> String {
+    std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
 }
 
 /// A number that no other call in this process returns.
