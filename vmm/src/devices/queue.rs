@@ -61,11 +61,11 @@ impl State {
         &mut self,
         kicks: &Kicks,
         index: usize,
-        answer: impl for<'m> FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+        mut answer: impl for<'m> FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
     ) {
         let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
         let Some(queue) = queues.get_mut(index) else { return };
-        match drain(queue, mem, interrupt, answer) {
+        match drain(queue, mem, interrupt, |chain| answer(mem, chain)) {
             Ok(Drained::Empty) => {}
             Ok(Drained::More) => kicks.repeat(index),
             Err(Violation) => {
@@ -78,19 +78,19 @@ impl State {
 
 /// Whether a queue still has chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Drained {
+pub(crate) enum Drained {
     /// No: the driver kicks when there are more.
     Empty,
-    /// The budget is spent.
+    /// The budget is spent: the device must [continue by itself](Kicks::repeat).
     More,
 }
 
 /// Serves the chains of a queue until it is empty or [`BUDGET`] is spent, and interrupts the driver if it wants that.
-fn drain<'m>(
+pub(crate) fn drain<'m>(
     queue: &mut Queue,
     mem: &'m GuestMemoryMmap,
     interrupt: &Interrupt,
-    mut answer: impl FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+    mut serve: impl FnMut(Chain<'m>) -> Result<Served, Violation>,
 ) -> Result<Drained, Violation> {
     let mut work = 0_usize;
     let mut promised = false;
@@ -100,7 +100,7 @@ fn drain<'m>(
         while work < BUDGET {
             let Some(chain) = queue.iter(mem)?.next() else { break };
             let head = chain.head_index();
-            let served = answer(mem, chain)?;
+            let served = serve(chain)?;
             queue.add_used(mem, head, served.written)?;
             work = work.saturating_add(served.work.max(CHAIN_COST));
         }
