@@ -33,8 +33,6 @@ const MAX_PAGES: u64 = 16 << 10;
 const MAX_RANGES: usize = 128;
 /// Pages per MiB.
 const MIB: u32 = (1 << 20) / PAGE as u32;
-/// Where `actual` is in the configuration space (virtio 1.2 §5.5.4).
-const ACTUAL: usize = 4;
 
 /// The balloon. The driver hands over pages until it holds as many as the target says, takes them back when the target
 /// falls or the guest runs out of memory, and reports pages that are free on its own. Either way their memory returns to
@@ -136,12 +134,15 @@ impl VirtioDevice for Balloon {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let Ok(offset) = usize::try_from(offset) else { return };
-        for (at, byte) in (offset..).zip(data) {
-            if let Some(actual) = at.checked_sub(ACTUAL).and_then(|at| self.actual.get_mut(at)) {
-                *actual = *byte;
-            }
+        let mut config = self.config();
+        let rest =
+            usize::try_from(offset).ok().and_then(|offset| config.get_mut(offset..)).unwrap_or_default();
+        for (to, from) in rest.iter_mut().zip(data) {
+            *to = *from;
         }
+        // The rest is not the driver's to write.
+        let [_, _, _, _, actual @ ..] = config;
+        self.actual = actual;
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
