@@ -44,33 +44,39 @@ pub fn run(bytes: &[u8]) {
     assert!(contents(&third) == [3; SECTORS * 512], "the last read-only extent changed");
 }
 
-/// Offers a request that is likely to reach an extent.
+/// Makes a request that is likely to reach an extent.
 fn request(driver: &mut MockDriver<ImageDisk>, input: &mut Input<'_>) {
-    let kind = u32::from(input.u8() % 16);
-    let sector = match input.u8() % 8 {
-        0 => input.u64(),
-        _ => 2048 * u64::from(1 + input.u8() % 4) + u64::from(input.u8() % 50),
+    let kind = match input.u8() % 8 {
+        0 => 0,    // read
+        1..4 => 1, // write
+        4 => 11,   // discard
+        5 => 13,   // write zeroes
+        _ => u32::from(input.u8() % 16),
     };
     let header = input.addr();
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&kind.to_le_bytes());
-    bytes[8..].copy_from_slice(&sector.to_le_bytes());
-    driver.poke(header, &bytes);
+    driver.poke(header, &[kind.to_le_bytes(), [0; 4]].concat());
+    driver.poke(header.wrapping_add(8), &sector(input).to_le_bytes());
     let mut chain = vec![(header, 16, 0)];
-    for _ in 0..input.u8() % 4 {
+    for _ in 0..1 + input.u8() % 2 {
         let addr = input.addr();
+        let sectors = u32::from(input.u8() % 4);
         if matches!(kind, 11 | 13) {
-            let mut range = [0; 16];
-            range[..8].copy_from_slice(&(2048 + u64::from(input.u16() % 6000)).to_le_bytes());
-            range[8..12].copy_from_slice(&u32::from(input.u8()).to_le_bytes());
-            range[12..].copy_from_slice(&u32::from(input.u8() % 3).to_le_bytes());
-            driver.poke(addr, &range);
+            driver.poke(addr, &sector(input).to_le_bytes());
+            driver.poke(addr.wrapping_add(8), &[sectors.to_le_bytes(), [input.u8() % 3, 0, 0, 0]].concat());
             chain.push((addr, 16, 0));
         } else {
-            let flags = if kind == 1 { 0 } else { WRITE };
-            chain.push((addr, input.len(), flags));
+            chain.push((addr, sectors * 512, if kind == 1 { 0 } else { WRITE }));
         }
     }
     chain.push((input.addr(), 1, WRITE));
     driver.push_chain(0, &chain);
+    driver.kick_once(0);
+}
+
+/// A sector in or near an extent, or any other.
+fn sector(input: &mut Input<'_>) -> u64 {
+    match input.u8() % 8 {
+        0 => input.u64(),
+        _ => 2048 * u64::from(1 + input.u8() % 4) + u64::from(input.u8() % 44),
+    }
 }
