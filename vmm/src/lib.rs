@@ -4,5 +4,6 @@
 
 pub mod api;
 pub mod client;
+pub mod devices;
 pub mod ipc;
 pub mod virtio;
