@@ -2,6 +2,8 @@
 
 mod device;
 mod interrupt;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod mock;
 
 pub use device::{ActivateError, Active, GuestMemory, VirtioDevice};
 pub use interrupt::Interrupt;
