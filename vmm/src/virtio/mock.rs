@@ -152,6 +152,11 @@ impl<D: VirtioDevice> MockDriver<D> {
         }
     }
 
+    /// All features that device and transport offer.
+    pub fn offered(&self) -> u64 {
+        FEATURES | self.device().features()
+    }
+
     /// Negotiates `features` and activates the device with empty queues of the largest size. Also after
     /// [`Self::reset`].
     pub fn activate(&mut self, features: u64) {
@@ -188,6 +193,11 @@ impl<D: VirtioDevice> MockDriver<D> {
     /// Guest memory.
     pub fn mem(&self) -> &GuestMemory {
         &self.mem
+    }
+
+    /// Entries of an active queue.
+    pub fn queue_size(&self, queue: usize) -> u16 {
+        self.rings[queue].size
     }
 
     /// The device's interrupt line.
@@ -250,6 +260,11 @@ impl<D: VirtioDevice> MockDriver<D> {
         first
     }
 
+    /// Writes to guest memory, as far as there is memory.
+    pub fn poke(&self, addr: u64, bytes: &[u8]) {
+        let _ = self.mem.write(bytes, GuestAddress(addr));
+    }
+
     /// Writes one descriptor `(address, length, flags, next)` of a queue's table.
     pub fn store_descriptor(&self, queue: usize, index: u16, (addr, len, flags, next): (u64, u32, u16, u16)) {
         let at = GuestAddress(self.rings[queue].table + 16 * u64::from(index));
@@ -285,6 +300,14 @@ impl<D: VirtioDevice> MockDriver<D> {
     pub fn kick(&mut self, queue: usize) {
         self.kicks[queue].write(1).unwrap();
         self.run();
+    }
+
+    /// Tells the device that a queue has buffers, and runs it a few rounds at most, for drivers that never let it rest.
+    pub fn kick_once(&mut self, queue: usize) {
+        self.kicks[queue].write(1).unwrap();
+        for _ in 0..4 {
+            self.events.run_with_timeout(0).unwrap();
+        }
     }
 
     /// Runs the event loop until nothing is ready.

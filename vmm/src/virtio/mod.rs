@@ -1,6 +1,8 @@
 //! What all virtio devices share: the device trait, interrupts, and the MMIO transport.
 
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod interrupt;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod mock;

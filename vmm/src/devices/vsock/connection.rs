@@ -306,6 +306,13 @@ impl Connection {
         }
     }
 
+    /// Whether no more is buffered than was announced, and all of it is accounted for.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn check(&self) {
+        assert!(self.to_host.len() <= BUFFER as usize);
+        assert_eq!(self.to_host.len(), self.buffered() as usize);
+    }
+
     /// Puts our credit into a packet for the guest, any of which does for an update.
     pub(crate) fn stamp(&mut self, header: &mut Header) {
         header.buf_alloc = BUFFER;

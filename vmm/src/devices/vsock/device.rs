@@ -42,7 +42,7 @@ enum State {
 
 /// The socket device.
 ///
-/// It serves at most 1024 connections, half of them at most opened by the guest, and buffers at most 128 KiB of each.
+/// It serves at most 1024 connections, of which the guest may have opened 256, and buffers at most 128 KiB of each.
 /// The process needs as many descriptors.
 #[derive(Debug)]
 pub struct Vsock {
@@ -81,15 +81,28 @@ impl Vsock {
         }
     }
 
+    /// Whether the muxer's books are in order and within their bounds.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        self.muxer.check();
+    }
+
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.muxer.connections()
+    }
+
     fn serve(&mut self, source: usize) -> Result<(), Violation> {
-        let State::Active { driver: Active { mem, queues, interrupt, .. }, reset_pending } = &mut self.state else {
+        let State::Active { driver: Active { mem, queues, interrupt, .. }, reset_pending } = &mut self.state
+        else {
             return Ok(());
         };
         let [rx, tx, event] = queues.as_mut_slice() else { return Ok(()) };
         match source {
             RX => self.muxer.set_reading(true),
             TX => {
-                if drain(tx, mem, interrupt, |chain| take_packet(mem, chain, &mut self.muxer))? == Drained::More {
+                let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, chain, &mut self.muxer))?;
+                if drained == Drained::More {
                     self.kicks.repeat(TX);
                 }
             }
@@ -105,7 +118,11 @@ impl Vsock {
 }
 
 /// Takes one packet of the guest. Header and payload may be spread over the chain's buffers in any way.
-fn take_packet<'m>(mem: &'m GuestMemoryMmap, chain: Chain<'m>, muxer: &mut Muxer) -> Result<Served, Violation> {
+fn take_packet<'m>(
+    mem: &'m GuestMemoryMmap,
+    chain: Chain<'m>,
+    muxer: &mut Muxer,
+) -> Result<Served, Violation> {
     let mut reader = chain.reader(mem)?;
     let mut bytes = [0; HEADER_LEN];
     reader.read_exact(&mut bytes).map_err(|_| Violation)?;

@@ -98,8 +98,15 @@ mod tests {
     #[test]
     fn bad_lines_are_refused() {
         let long = [b'C'; MAX_LINE];
-        let lines: [&[u8]; 7] =
-            [b"\n", b"CONNECT \n", b"CONNECT 4294967296\n", b"CONNECT +1\n", b"connect 1\n", b"CONNECT \xff\n", &long];
+        let lines: [&[u8]; 7] = [
+            b"\n",
+            b"CONNECT \n",
+            b"CONNECT 4294967296\n",
+            b"CONNECT +1\n",
+            b"connect 1\n",
+            b"CONNECT \xff\n",
+            &long,
+        ];
         for line in lines {
             let (mut client, server) = pair();
             client.write_all(line).unwrap();

@@ -7,8 +7,12 @@
 mod connection;
 mod device;
 mod handshake;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod muxer;
 mod packet;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use device::Vsock;

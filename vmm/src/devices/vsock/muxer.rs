@@ -14,10 +14,11 @@ use super::handshake::Handshake;
 use super::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 use super::socket::Socket;
 
-/// Most connections, clients that are still asking and connections that are being closed included.
-pub(crate) const MAX_CONNECTIONS: usize = 1024;
+/// Most connections, clients that are still asking and connections that are being closed included. Tests reach it
+/// within the usual limit of descriptors.
+pub(crate) const MAX_CONNECTIONS: usize = if cfg!(test) { 300 } else { 1024 };
 /// Most of them that the guest asked for: it can't take all from the host.
-pub(crate) const MAX_FROM_GUEST: usize = 512;
+pub(crate) const MAX_FROM_GUEST: usize = 256;
 /// Most resets that wait for the guest to take them. A guest that provokes more without taking any loses some.
 pub(crate) const MAX_RESETS: usize = 1024;
 /// Most payload bytes moved at once.
@@ -209,6 +210,32 @@ impl Muxer {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the books are in order and within their bounds.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn check(&self) {
+        let open = |id: &u64| match &self.entries.get(id).map(|entry| &entry.stage) {
+            Some(Stage::Open(link)) => Some(link),
+            _ => None,
+        };
+        assert!(self.entries.len() <= MAX_CONNECTIONS && self.from_guest <= MAX_FROM_GUEST);
+        assert_eq!(self.from_guest, self.entries.values().filter(|entry| entry.from_guest).count());
+        assert!(self.resets.len() <= MAX_RESETS);
+        assert!(self.by_ports.iter().all(|(ports, id)| open(id).is_some_and(|link| link.ports == *ports)));
+        assert!(self.control.iter().all(|id| open(id).is_some_and(|link| link.in_control)));
+        assert!(self.readable.iter().all(|id| open(id).is_some_and(|link| link.in_readable)));
+        for entry in self.entries.values() {
+            match &entry.stage {
+                Stage::Open(Link { connection, .. }) | Stage::Draining(connection) => connection.check(),
+                Stage::Asking(_) => {}
+            }
+        }
+    }
+
     fn accept(&mut self) {
         for _ in 0..EVENTS {
             if !self.make_room(false) {
@@ -361,10 +388,14 @@ impl Muxer {
             Reaction::Accepted => {
                 let Some(entry) = self.entries.get_mut(&id) else { return };
                 // Nothing was written before, so there is room for the line.
-                match entry.socket.stream().write_all(format!("OK {}\n", ports.host).as_bytes()) {
-                    Ok(()) => self.settle(id),
-                    Err(_) => self.reset(id),
+                let line = format!("OK {}\n", ports.host);
+                if let (Err(_), Stage::Open(link)) =
+                    (entry.socket.stream().write_all(line.as_bytes()), &mut entry.stage)
+                {
+                    // The client has left. What it sent before is for the guest still.
+                    link.connection.on_host_gone();
                 }
+                self.settle(id);
             }
             Reaction::StopHost => {
                 if let Some(entry) = self.entries.get_mut(&id) {
