@@ -2,8 +2,10 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod net;
 mod queue;
 pub mod rng;
+pub mod vsock;
 
 /// Reads `data.len()` bytes at `offset` of a configuration space; bytes beyond its end read as zero.
 pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
