@@ -1,1 +1,8 @@
-//! Helpers for the end-to-end tests.
+//! What the end-to-end tests and the benchmarks share: container engines, and counts of what pods use and leave.
+
+// A test fails by panicking.
+#![allow(clippy::panic)]
+
+pub mod engine;
+pub mod leaks;
+pub mod memory;

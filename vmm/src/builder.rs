@@ -4,14 +4,19 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
 
-use crate::api::{FdRole, VmConfig};
+use crate::api::{FdRole, GUEST_CID, VmConfig};
 use crate::bus::Bus;
 use crate::control::{Handles, Outbox};
+use crate::devices::balloon::Balloon;
+use crate::devices::blk::ImageDisk;
+use crate::devices::rng::Rng;
 use crate::devices::serial::Console;
+use crate::devices::vsock::Vsock;
 use crate::marks::Marks;
 use crate::memory::{self, MemoryError};
 use crate::virtio::{GuestMemory, MmioTransport, VirtioDevice};
@@ -136,13 +141,32 @@ pub(crate) fn build(
 }
 
 /// The VM's virtio devices, in the order of their addresses, and how requests reach them.
+///
+/// The order is part of the VM: a guest that is copied finds each device where it was.
 fn devices(
-    _config: &VmConfig,
-    _fds: &mut Descriptors,
-    _memory: &GuestMemory,
-    _outbox: &Outbox,
+    config: &VmConfig,
+    fds: &mut Descriptors,
+    memory: &GuestMemory,
+    outbox: &Outbox,
 ) -> Result<(Vec<Device>, Handles), BuildError> {
-    Ok((Vec::new(), Handles::default()))
+    let cant = |device| move |error| BuildError::Device(device, error);
+    let disk = Arc::new(Mutex::new(ImageDisk::new().map_err(cant("image disk"))?));
+    let rng = Arc::new(Mutex::new(Rng::new().map_err(cant("entropy device"))?));
+    let balloon = Arc::new(Mutex::new(Balloon::new(memory.clone()).map_err(cant("balloon"))?));
+    let handles = Handles { disk: Some(disk.clone()), balloon: Some(balloon.clone()), nics: Vec::new() };
+    let mut devices = vec![
+        Device { model: disk, thread: Thread::Disk },
+        Device { model: rng, thread: Thread::Main },
+        Device { model: balloon, thread: Thread::Main },
+    ];
+    if let Some(listener) = fds.find(FdRole::Vsock) {
+        let outbox = outbox.clone();
+        let tell = Box::new(move |port, stream: UnixStream| outbox.post_connection(port, stream.into()));
+        let listener = UnixListener::from(OwnedFd::from(listener));
+        let vsock = Vsock::new(GUEST_CID, listener, tell).map_err(cant("socket device"))?;
+        devices.push(Device { model: Arc::new(Mutex::new(vsock)), thread: Thread::Main });
+    }
+    Ok((devices, handles))
 }
 
 /// Gives each device its registers, its interrupt and its kicks.
@@ -213,6 +237,7 @@ impl Descriptors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::Channel;
 
     fn config() -> VmConfig {
         VmConfig {
@@ -261,7 +286,7 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_not_kvm_is_named() {
         let config = VmConfig { fds: vec![FdRole::Kvm], ..config() };
-        let outbox = Outbox::new(Arc::new(null()));
+        let outbox = Outbox::new(Arc::new(Channel::new(null())));
         let error = build(&config, vec![null()], &outbox, &mut Marks::new()).unwrap_err();
         assert!(error.to_string().contains("not an open /dev/kvm"), "{error}");
     }

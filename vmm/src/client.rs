@@ -9,10 +9,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::api::{CONTROL_FD, FromVmm, Request, VmConfig};
-use crate::ipc;
+use crate::ipc::Channel;
 
 /// A VMM process and its control socket. Dropping it kills the VM.
 ///
@@ -21,7 +21,7 @@ use crate::ipc;
 pub struct Vmm {
     child: Child,
     pidfd: OwnedFd,
-    socket: OwnedFd,
+    channel: Channel,
 }
 
 /// A VMM could not be started.
@@ -36,25 +36,25 @@ pub struct SpawnError {
 impl Vmm {
     /// Starts `binary` and sends it the configuration with its descriptors.
     ///
-    /// The process has an empty environment, a session of its own, this process's standard error, and no descriptor
-    /// but its socket. It dies with the *thread* that calls this (`PR_SET_PDEATHSIG`), which therefore has to be one
+    /// The process has an empty environment, a session of its own, and no descriptor but its socket and this
+    /// process's standard error, for what a crash may have to say. It dies with the *thread* that calls this (`PR_SET_PDEATHSIG`), which therefore has to be one
     /// that lives as long as the pod.
     pub fn spawn(binary: &Path, config: &VmConfig, fds: &[BorrowedFd<'_>]) -> Result<Self, SpawnError> {
         let failed = |doing: &str| {
             let doing = doing.to_owned();
             |source| SpawnError { doing, source }
         };
-        let (socket, theirs) = ipc::pair().map_err(failed("make the VMM's control socket"))?;
+        let (channel, theirs) = Channel::pair().map_err(failed("make the VMM's control socket"))?;
         let child = spawn(binary, &theirs).map_err(failed(&format!("start the VMM {}", binary.display())))?;
         let pid = child.id();
         let mut child = KillOnDrop(Some(child));
         let pidfd = pidfd_open(pid).map_err(failed("watch the VMM's process"))?;
-        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(io::Error::from)
-            .and_then(|_| ipc::send(socket.as_fd(), config, fds))
+        channel
+            .set_nonblocking()
+            .and_then(|()| Ok(channel.send(config, fds)?))
             .map_err(failed("send the VMM its configuration"))?;
         match child.0.take() {
-            Some(child) => Ok(Self { child, pidfd, socket }),
+            Some(child) => Ok(Self { child, pidfd, channel }),
             None => Err(failed("start the VMM")(io::ErrorKind::NotFound.into())),
         }
     }
@@ -72,19 +72,19 @@ impl Vmm {
     /// The control socket: readable when [`Self::receive`] has something to return, writable when [`Self::send`] has
     /// room.
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.channel.as_fd()
     }
 
     /// Sends a request. Fails with `WouldBlock`, having sent nothing, when the VMM has not read earlier ones.
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        ipc::send(self.socket(), request, fds)
+        Ok(self.channel.send(request, fds)?)
     }
 
     /// Receives a message, with a descriptor if it is [`crate::api::Event::GuestConnected`]. Fails with `WouldBlock`
     /// when there is none; `None` when the VMM has closed its end, which without an
     /// [`crate::api::Event::Exited`] before means that it was killed.
     pub fn receive(&self) -> io::Result<Option<(FromVmm, Vec<OwnedFd>)>> {
-        ipc::receive(self.socket())
+        Ok(self.channel.receive()?)
     }
 
     /// Kills the VMM; it is still to be waited for.
@@ -118,7 +118,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-fn spawn(binary: &Path, socket: &OwnedFd) -> io::Result<Child> {
+fn spawn(binary: &Path, socket: &Channel) -> io::Result<Child> {
     // From number 3 on: if 3 was free, it is this socket's now, and otherwise it is something of ours. Either way it is
     // not the pipe on which the standard library's child reports a failed exec, which must not be overwritten below.
     let socket: RawFd = fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(CONTROL_FD))?;
@@ -127,7 +127,7 @@ fn spawn(binary: &Path, socket: &OwnedFd) -> io::Result<Child> {
     let number = socket.as_raw_fd();
     let parent = std::process::id();
     let mut command = Command::new(binary);
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: `prepare_child` only makes system calls, which is allowed between fork and exec of a process with threads.
     unsafe { command.pre_exec(move || prepare_child(number, parent)) };
     command.spawn()

@@ -12,8 +12,10 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use crate::devices;
+use crate::devices::blk::ImageDisk;
 use crate::ending::{Cause, Ending};
-use crate::ipc;
+use crate::ipc::{Channel, IpcError};
 
 /// Messages that wait for the owner to read. At the limit no further request is read, and further connections of the
 /// guest are refused.
@@ -43,6 +45,23 @@ pub(crate) trait Balloon: Send {
     fn set_target(&mut self, mib: u32);
 }
 
+impl Disk for ImageDisk {
+    fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError> {
+        let extent = ImageDisk::add_extent(self, file, read_only)?;
+        Ok((extent.start, extent.sectors))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.flush_all()
+    }
+}
+
+impl Balloon for devices::balloon::Balloon {
+    fn set_target(&mut self, mib: u32) {
+        devices::balloon::Balloon::set_target(self, mib);
+    }
+}
+
 /// The devices that requests reach, each by what it can be asked for.
 #[derive(Clone, Default)]
 pub(crate) struct Handles {
@@ -68,14 +87,14 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct Queue {
-    socket: Arc<OwnedFd>,
+    channel: Arc<Channel>,
     waiting: VecDeque<(FromVmm, Option<OwnedFd>)>,
 }
 
 impl Outbox {
-    /// The sending half of `socket`.
-    pub(crate) fn new(socket: Arc<OwnedFd>) -> Self {
-        Self { inner: Arc::new(Mutex::new(Queue { socket, waiting: VecDeque::new() })) }
+    /// The sending half of `channel`.
+    pub(crate) fn new(channel: Arc<Channel>) -> Self {
+        Self { inner: Arc::new(Mutex::new(Queue { channel, waiting: VecDeque::new() })) }
     }
 
     /// Sends a message, now or when the owner has read those before.
@@ -100,8 +119,8 @@ impl Outbox {
         self.post(FromVmm::Event(Event::Exited { reason }));
         let mut queue = crate::lock(&self.inner);
         while !queue.waiting.is_empty() {
-            let socket = queue.socket.clone();
-            let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            let channel = queue.channel.clone();
+            let mut ready = [PollFd::new(channel.as_fd(), PollFlags::POLLOUT)];
             match poll(&mut ready, PollTimeout::NONE) {
                 Ok(_) => queue.send_waiting(),
                 Err(nix::errno::Errno::EINTR) => {}
@@ -125,8 +144,8 @@ impl Queue {
     fn send_waiting(&mut self) {
         while let Some((message, fd)) = self.waiting.front() {
             let fd = fd.as_ref().map(AsFd::as_fd);
-            match ipc::send(self.socket.as_fd(), message, fd.as_slice()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            match self.channel.send(message, fd.as_slice()) {
+                Err(error) if error.would_block() => return,
                 _ => drop(self.waiting.pop_front()),
             }
         }
@@ -136,23 +155,22 @@ impl Queue {
 /// The receiving half of the control socket.
 #[derive(Debug)]
 pub(crate) struct Control {
-    socket: Arc<OwnedFd>,
+    channel: Arc<Channel>,
     outbox: Outbox,
     handles: Handles,
     ending: Ending,
 }
 
 impl Control {
-    /// Serves `socket`, which becomes non-blocking. `outbox` is its sending half.
+    /// Serves `channel`, which becomes non-blocking. `outbox` is its sending half.
     pub(crate) fn new(
-        socket: Arc<OwnedFd>,
+        channel: Arc<Channel>,
         outbox: Outbox,
         handles: Handles,
         ending: Ending,
     ) -> io::Result<Self> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        fcntl(&*socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { socket, outbox, handles, ending })
+        channel.set_nonblocking()?;
+        Ok(Self { channel, outbox, handles, ending })
     }
 
     /// The sending half.
@@ -167,20 +185,16 @@ impl Control {
             if self.outbox.is_full() || self.ending.get().is_some() {
                 return;
             }
-            match ipc::receive::<Request>(self.socket.as_fd()) {
+            match self.channel.receive::<Request>() {
                 Ok(Some((request, fds))) => self.answer(request, fds),
                 Ok(None) => self.ending.set(Cause::Abandoned),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return,
-                    io::ErrorKind::InvalidData => {
-                        let text = format!(
-                            "a request of the VM's owner can't be served: {}",
-                            crate::describe(&error)
-                        );
-                        self.ending.set(Cause::Reason(ExitReason::Failure(text)));
-                    }
-                    _ => self.ending.set(Cause::Abandoned),
-                },
+                Err(error) if error.would_block() => return,
+                Err(IpcError::Socket(_)) => self.ending.set(Cause::Abandoned),
+                Err(error) => {
+                    let text = crate::describe(&error);
+                    let text = format!("a request of the VM's owner can't be served: {text}");
+                    self.ending.set(Cause::Reason(ExitReason::Failure(text)));
+                }
             }
         }
     }
@@ -244,7 +258,7 @@ impl MutEventSubscriber for Control {
     fn init(&mut self, ops: &mut EventOps) {
         // Edge-triggered, so that room to send is an event whenever it comes and none while it is there.
         let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        if let Err(error) = ops.add(Events::new_raw(self.socket.as_raw_fd(), events)) {
+        if let Err(error) = ops.add(Events::new_raw(self.channel.as_fd().as_raw_fd(), events)) {
             let text = format!("can't wait for requests: {error}");
             self.ending.set(Cause::Reason(ExitReason::Failure(text)));
         }

@@ -1,7 +1,7 @@
 //! A VM's life, from the configuration to the last message.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
@@ -10,6 +10,7 @@ use crate::builder::{self, Built, Device, Thread};
 use crate::control::{Control, Handles, Outbox};
 use crate::ending::{Cause, Ending, Once};
 use crate::event_loop::EventLoop;
+use crate::ipc::Channel;
 use crate::marks::Marks;
 use crate::panic_record;
 use crate::vcpu::{self, Vcpu};
@@ -21,12 +22,12 @@ const STACK: usize = 128 << 10;
 /// Runs the VM whose owner is on `socket`, from its configuration to its end. Returns why it ended, after telling the
 /// owner; `None` when the owner has gone.
 pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
-    let socket = Arc::new(socket);
-    let outbox = Outbox::new(socket.clone());
-    let reason = match crate::ipc::receive::<VmConfig>(socket.as_fd()) {
+    let channel = Arc::new(Channel::new(socket));
+    let outbox = Outbox::new(channel.clone());
+    let reason = match channel.receive::<VmConfig>() {
         Ok(None) => return None,
         Ok(Some((config, fds))) => match builder::build(&config, fds, &outbox, &mut marks) {
-            Ok(built) => run_built(built, socket, &outbox, marks)?,
+            Ok(built) => run_built(built, channel, &outbox, marks)?,
             Err(error) => ExitReason::Failure(crate::describe(&error)),
         },
         Err(error) => {
@@ -38,10 +39,10 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
 }
 
 /// Runs a VM. `None` when the owner has gone.
-fn run_built(built: Built, socket: Arc<OwnedFd>, outbox: &Outbox, marks: Marks) -> Option<ExitReason> {
+fn run_built(built: Built, channel: Arc<Channel>, outbox: &Outbox, marks: Marks) -> Option<ExitReason> {
     let start = || {
         let ending = Ending::new()?;
-        let control = Control::new(socket, outbox.clone(), built.handles.clone(), ending.clone())?;
+        let control = Control::new(channel, outbox.clone(), built.handles.clone(), ending.clone())?;
         let machine = Machine::start(built, control, &ending, marks)?;
         Ok::<_, io::Error>((machine, ending))
     };

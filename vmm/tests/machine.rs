@@ -7,6 +7,7 @@ use std::path::Path;
 
 use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig};
 use monohull_vmm::client::Vmm;
+use monohull_vmm::ipc::Channel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 mod guests;
@@ -192,25 +193,25 @@ fn stop_ends_a_guest_whose_other_cpus_were_never_started() {
 
 #[test]
 fn a_vm_does_not_outlive_its_control_socket() {
-    let (socket, theirs) = monohull_vmm::ipc::pair().unwrap();
+    let (channel, theirs) = Channel::pair().unwrap();
     let config = Setup::new(&guests::HALT);
     let fds: Vec<BorrowedFd<'_>> = config.fds.iter().map(AsFd::as_fd).collect();
     // Started by hand, without a death signal: only the socket ties it to this process.
     let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
-    monohull_vmm::ipc::send(socket.as_fd(), &config.config, &fds).unwrap();
-    let (message, _) = monohull_vmm::ipc::receive::<FromVmm>(socket.as_fd()).unwrap().unwrap();
+    channel.send(&config.config, &fds).unwrap();
+    let (message, _) = channel.receive::<FromVmm>().unwrap().unwrap();
     assert!(matches!(message, FromVmm::Event(Event::Started { .. })));
 
-    drop(socket);
+    drop(channel);
 
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 #[test]
 fn a_vmm_whose_owner_goes_before_the_configuration_ends() {
-    let (socket, theirs) = monohull_vmm::ipc::pair().unwrap();
+    let (channel, theirs) = Channel::pair().unwrap();
     let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
-    drop(socket);
+    drop(channel);
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 

@@ -42,7 +42,7 @@ impl Balloon for Fake {
 
 /// An owner, and a VMM's control socket that is served on this thread whenever the owner waits.
 struct Setup {
-    owner: OwnedFd,
+    owner: Channel,
     events: EventLoop,
     outbox: Outbox,
     ending: Ending,
@@ -51,21 +51,21 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
-        let (owner, socket) = ipc::pair().unwrap();
+        let (owner, channel) = Channel::pair().unwrap();
         let device = Arc::new(Mutex::new(Fake::default()));
         let handles =
             Handles { disk: Some(device.clone()), nics: vec![device.clone()], balloon: Some(device.clone()) };
         let ending = Ending::new().unwrap();
-        let socket = Arc::new(socket);
-        let outbox = Outbox::new(socket.clone());
-        let control = Control::new(socket, outbox.clone(), handles, ending.clone()).unwrap();
+        let channel = Arc::new(channel);
+        let outbox = Outbox::new(channel.clone());
+        let control = Control::new(channel, outbox.clone(), handles, ending.clone()).unwrap();
         let mut events = EventLoop::new(&ending).unwrap();
         events.add(control);
         Self { owner, events, outbox, ending, device }
     }
 
     fn ask(&mut self, action: Action, fds: &[BorrowedFd<'_>]) -> Result<Done, String> {
-        ipc::send(self.owner.as_fd(), &Request { id: 9, action }, fds).unwrap();
+        self.owner.send(&Request { id: 9, action }, fds).unwrap();
         self.events.finish().unwrap();
         match self.read() {
             FromVmm::Reply(Reply { id: 9, result }) => result,
@@ -74,7 +74,7 @@ impl Setup {
     }
 
     fn read(&self) -> FromVmm {
-        ipc::receive(self.owner.as_fd()).unwrap().unwrap().0
+        self.owner.receive().unwrap().unwrap().0
     }
 }
 
@@ -139,7 +139,7 @@ fn an_owner_that_closes_its_socket_has_abandoned_the_vm() {
 #[test]
 fn an_owner_that_talks_nonsense_gets_its_vm_ended_with_the_cause() {
     let mut setup = Setup::new();
-    ipc::send(setup.owner.as_fd(), &"nonsense", &[]).unwrap();
+    setup.owner.send(&"nonsense", &[]).unwrap();
     setup.events.run_until(&setup.ending).unwrap();
     let Some(Cause::Reason(ExitReason::Failure(text))) = setup.ending.get() else { panic!() };
     assert!(text.starts_with("a request of the VM's owner can't be served"), "{text}");

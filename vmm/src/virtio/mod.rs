@@ -1,8 +1,12 @@
 //! What all virtio devices share: the device trait, interrupts, and the MMIO transport.
 
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod interrupt;
 mod mmio;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod mock;
 
 pub use device::{ActivateError, Active, GuestMemory, VirtioDevice};
 pub use interrupt::Interrupt;

@@ -1,0 +1,159 @@
+//! `monohull-bench`: the tables of the README, measured in one run. Started by `make bench` in the test host.
+//!
+//! Times are wall-clock times of whole commands; runtimes take turns, so that a drift of the machine meets all of them.
+
+// A benchmark that can't measure ends with the reason.
+#![allow(clippy::panic)]
+
+mod table;
+
+use std::io;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, Run, unique};
+use monohull_tests::{leaks, memory};
+use table::{Spread, Table};
+
+/// Counted runs of each command, after one that is not counted.
+const RUNS: usize = 7;
+
+fn main() -> ExitCode {
+    let result = match std::env::args().nth(1).as_deref() {
+        None => all(),
+        Some("instructions") => instructions(),
+        Some(other) => {
+            Err(io::Error::other(format!("unknown argument {other}; usage: monohull-bench [instructions]")))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("monohull-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all() -> io::Result<()> {
+    let engine = Engine::start(Client::Ctr)?;
+    run_rm_true(&engine);
+    idle_pod(&engine)?;
+    drop(engine);
+    vmm::exec_to_exit()?;
+    binaries()
+}
+
+mod vmm;
+
+/// `ctr run --rm true`, runc and Monohull in turn.
+fn run_rm_true(engine: &Engine) {
+    let runtimes = [("runc", RUNC), ("Monohull, cold boot", MONOHULL)];
+    let mut times = vec![Vec::new(); runtimes.len()];
+    for round in 0..=RUNS {
+        for ((name, runtime), times) in runtimes.iter().zip(&mut times) {
+            let mut run = Run::new(&format!("bench-{}", unique()), &["true"]);
+            (*runtime).clone_into(&mut run.runtime);
+            let start = Instant::now();
+            let output = engine.run(&run);
+            assert!(output.status.success(), "{name}: {}", output.stderr);
+            if round > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    let spreads: Vec<Spread> = times.into_iter().map(Spread::of).collect();
+    let base = spreads.first().map_or(f64::NAN, |runc| runc.median);
+    let mut table =
+        Table::new(&["`ctr run --rm busybox true`, ms", "min", "median", "max", "of runc's median"]);
+    for ((name, _), spread) in runtimes.iter().zip(&spreads) {
+        let mut cells = vec![(*name).to_owned()];
+        cells.extend(spread.cells());
+        cells.push(format!("{:.2}", spread.median / base));
+        table.row(&cells);
+    }
+    table.print(&format!("Start to end, containerd 1.6, {RUNS} runs each in turn"));
+}
+
+/// The boot timeline and the memory of a pod that does nothing.
+fn idle_pod(engine: &Engine) -> io::Result<()> {
+    for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL)] {
+        let id = format!("bench-idle-{}", unique());
+        let mut run = Run::new(&id, &["sleep", "1000"]);
+        run.detach = true;
+        runtime.clone_into(&mut run.runtime);
+        let output = engine.run(&run);
+        assert!(output.status.success(), "{name}: {}", output.stderr);
+        if runtime == MONOHULL {
+            timeline(&id)?;
+        }
+        let mut table = Table::new(&[&format!("{name}: idle pod, KiB"), "private", "shared", "guest"]);
+        for (pid, process) in leaks::processes() {
+            if process.contains("monohull-v") || process.starts_with("containerd-shim") {
+                let memory = memory::of(pid);
+                let cells = [memory.private, memory.shared, memory.guest].map(|kib| kib.to_string());
+                table.row(&[vec![process], cells.to_vec()].concat());
+            }
+        }
+        table.print(&format!("Resident memory with {name}"));
+        engine.remove(&id);
+    }
+    Ok(())
+}
+
+fn timeline(pod: &str) -> io::Result<()> {
+    println!("\n### Boot timeline of one pod\n");
+    println!("```");
+    let status = Command::new("monohull").args(["trace", pod]).stdin(Stdio::null()).status()?;
+    println!("```");
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("`monohull trace {pod}` failed"))) }
+}
+
+/// Sizes of what is installed.
+fn binaries() -> io::Result<()> {
+    let files = [
+        "/usr/local/bin/containerd-shim-monohull-v2",
+        "/usr/local/bin/monohull",
+        "/usr/libexec/monohull/monohull-vmm",
+        "/usr/share/monohull/initramfs.cpio",
+        "/usr/share/monohull/vmlinux",
+    ];
+    let mut table = Table::new(&["file", "KiB"]);
+    for file in files {
+        let size = std::fs::metadata(file)?.len();
+        table.row(&[file.to_owned(), (size >> 10).to_string()]);
+    }
+    table.print("Installed files");
+    Ok(())
+}
+
+/// What a boot costs in instructions. Only where time *is* the number of instructions: `tests/run --icount`.
+fn instructions() -> io::Result<()> {
+    let image = monohull_tests::engine::image();
+    let mut table = Table::new(&["boot of a pod, million instructions", "from the start", "step"]);
+    let mut command = Command::new("monohull");
+    // The second run finds everything in the page cache.
+    let mut last = Vec::new();
+    for _ in 0..2 {
+        last = command.args(["run", "--timeline=json", "--image", &image, "--", "true"]).output()?.stderr;
+        command = Command::new("monohull");
+    }
+    let marks: serde_json::Value = serde_json::from_slice(&last)?;
+    let at = |mark: &serde_json::Value| mark["at_us"].as_u64().unwrap_or(0);
+    let marks = marks.as_array().cloned().unwrap_or_default();
+    let start = marks.first().map_or(0, at);
+    let mut before = start;
+    for mark in &marks {
+        // One instruction takes one nanosecond of the machine's time.
+        let million = |microseconds: u64| {
+            #[allow(clippy::cast_precision_loss)]
+            let value = microseconds as f64 / 1e3;
+            format!("{value:.1}")
+        };
+        let step = mark["step"].as_str().unwrap_or_default().to_owned();
+        table.row(&[step, million(at(mark) - start), million(at(mark) - before)]);
+        before = at(mark);
+    }
+    table.print("Instructions, host and guest together");
+    Ok(())
+}

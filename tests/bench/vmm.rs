@@ -1,0 +1,71 @@
+//! The VMM without anything above it: from its exec to its exit, with a guest that resets at once.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Instant;
+
+use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig};
+use monohull_vmm::client::Vmm;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::RUNS;
+use crate::table::{Spread, Table};
+
+const VMM: &str = "/usr/libexec/monohull/monohull-vmm";
+const KERNEL: &str = "/usr/share/monohull/vmlinux";
+/// An initramfs whose init is `reboot-init`.
+const INITRAMFS: &str = "/opt/tests/reboot.cpio";
+
+/// Measures and prints.
+pub(crate) fn exec_to_exit() -> io::Result<()> {
+    let mut table = Table::new(&["1 vCPU, 128 MiB, ms", "min", "median", "max"]);
+    for (name, huge_pages) in [("exec to exit", false), ("exec to exit, huge pages", true)] {
+        let mut times = Vec::new();
+        for round in 0..=RUNS {
+            let start = Instant::now();
+            boot(huge_pages)?;
+            if round > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        table.row(&[vec![name.to_owned()], Spread::of(times).cells().to_vec()].concat());
+    }
+    table.print(&format!("The bare VMM with a guest that resets at once, {RUNS} runs each"));
+    Ok(())
+}
+
+fn boot(huge_pages: bool) -> io::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let vsock = UnixListener::bind(directory.path().join("vsock"))?;
+    let files = ["/dev/kvm", KERNEL, INITRAMFS].map(Path::new);
+    let kvm = File::options().read(true).write(true).open(files[0])?;
+    let [kernel, initramfs] = [File::open(files[1])?, File::open(files[2])?];
+    let config = VmConfig {
+        name: "bench".into(),
+        memory_mib: 128,
+        vcpus: 1,
+        cmdline: String::new(),
+        nics: 0,
+        huge_pages,
+        fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
+    };
+    let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), vsock.as_fd()];
+    let mut vmm = Vmm::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
+    let mut reason = None;
+    loop {
+        poll(&mut [PollFd::new(vmm.socket(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        match vmm.receive()? {
+            Some((FromVmm::Event(Event::Exited { reason: end }), _)) => reason = Some(end),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    vmm.wait()?;
+    match reason {
+        Some(ExitReason::GuestShutdown) => Ok(()),
+        other => Err(io::Error::other(format!("the guest ended with {other:?}"))),
+    }
+}

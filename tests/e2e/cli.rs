@@ -1,0 +1,82 @@
+//! `monohull run`: a container in a microVM without any daemon.
+
+use std::path::Path;
+use std::process::Command;
+
+use libtest_mimic::Trial;
+use monohull_tests::engine::{Output, finish, image};
+use monohull_tests::leaks::Census;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let cases: [(&str, fn()); 5] = [
+        ("run_image_prints_the_containers_output_and_passes_its_exit_code", output_and_exit_code),
+        ("run_rootfs_takes_a_directory", rootfs_directory),
+        ("run_with_a_timeline_shows_the_steps_of_the_boot", timeline),
+        ("run_leaves_nothing_behind", nothing_left),
+        ("check_finds_this_host_fit", check),
+    ];
+    cases
+        .into_iter()
+        .map(|(name, case)| {
+            Trial::test(format!("monohull::{name}"), move || {
+                case();
+                Ok(())
+            })
+        })
+        .collect()
+}
+
+fn monohull(arguments: &[&str]) -> Output {
+    finish(Command::new("monohull").args(arguments))
+}
+
+fn output_and_exit_code() {
+    let output =
+        monohull(&["run", "--image", &image(), "--", "sh", "-c", "echo hello; echo oops >&2; exit 42"]);
+    assert_eq!((output.text().as_str(), output.code()), ("hello\n", 42), "{}", output.stderr);
+    assert!(output.stderr.contains("oops"), "{}", output.stderr);
+}
+
+fn rootfs_directory() {
+    let root = tempfile::tempdir().expect("a directory");
+    for directory in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
+        std::fs::create_dir(root.path().join(directory)).expect("a directory");
+    }
+    std::fs::copy("/bin/busybox", root.path().join("bin/busybox")).expect("busybox on the host");
+    let root = root.path().to_string_lossy().into_owned();
+    let output =
+        monohull(&["run", "--rootfs", &root, "--env", "A=b", "--", "/bin/busybox", "sh", "-c", "echo $A"]);
+    assert_eq!((output.text().as_str(), output.code()), ("b\n", 0), "{}", output.stderr);
+}
+
+fn timeline() {
+    let output = monohull(&["run", "--timeline", "--image", &image(), "--", "true"]);
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    for step in ["vcpus run", "agent ready", "container started"] {
+        assert!(output.stderr.contains(step), "no {step:?} in {}", output.stderr);
+    }
+}
+
+fn nothing_left() {
+    let none = Path::new("/nonexistent");
+    monohull(&["run", "--image", &image(), "--", "true"]);
+    let before = Census::take(none);
+    for command in ["true", "false", "no-such-program"] {
+        monohull(&["run", "--image", &image(), "--", command]);
+    }
+    let left = Census::take(none).beyond(&before);
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+fn check() {
+    let output = monohull(&["check", "--json"]);
+    let findings: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let problems: Vec<_> = findings
+        .as_array()
+        .expect("an array")
+        .iter()
+        .filter(|finding| finding["level"] == "problem")
+        .collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+}

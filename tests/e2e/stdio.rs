@@ -1,0 +1,128 @@
+//! Standard streams: logs, attach, terminals, large amounts.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use monohull_tests::engine::{Client, Engine, Run, finish};
+
+use crate::Case;
+use crate::containers::id;
+
+pub(crate) const CASES: &[Case] = &[
+    ("stdout_and_stderr_are_told_apart", two_streams),
+    ("20_mib_through_stdout_arrive_whole", large_stdout),
+    ("20_mib_through_stdin_arrive_whole", large_stdin),
+    ("output_just_before_the_exit_is_not_lost", last_words),
+    ("a_terminal_is_a_terminal", terminal),
+    ("a_terminal_takes_input", terminal_input),
+    ("attach_shows_a_running_containers_output", attach),
+    ("logs_hold_what_a_detached_container_wrote", logs),
+];
+
+const LARGE: usize = 20 << 20;
+
+fn two_streams(engine: &Engine) {
+    let output = engine.run(&Run::sh(&id("streams"), "echo out; echo err >&2"));
+    assert_eq!(output.text(), "out\n");
+    assert!(output.stderr.contains("err"), "{}", output.stderr);
+}
+
+fn large_stdout(engine: &Engine) {
+    let script =
+        format!("head -c {LARGE} /dev/urandom > /tmp/data; sha256sum < /tmp/data >&2; cat /tmp/data");
+    let output = engine.run(&Run::sh(&id("large"), &script));
+    assert_eq!(output.stdout.len(), LARGE, "{}", output.stderr);
+    let sum = sha256(&output.stdout);
+    assert!(output.stderr.contains(&sum), "{sum} is not in {}", output.stderr);
+}
+
+fn large_stdin(engine: &Engine) {
+    let mut data = Vec::new();
+    // Not a constant: a block sent twice or in the wrong place must show.
+    let mut state = 1u32;
+    while data.len() < LARGE {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        data.extend_from_slice(&state.to_le_bytes());
+    }
+    let output = engine.run_with_input(&Run::new(&id("large"), &["sha256sum"]), data.clone());
+    assert!(output.text().contains(&sha256(&data)), "{}{}", output.text(), output.stderr);
+}
+
+fn last_words(engine: &Engine) {
+    let output = engine.run(&Run::sh(&id("last"), "head -c 8388608 /dev/zero; exit 3"));
+    assert_eq!((output.stdout.len(), output.code()), (8 << 20, 3), "{}", output.stderr);
+}
+
+fn terminal(engine: &Engine) {
+    let output = engine.run_in_terminal(&Run::sh(&id("tty"), "test -t 0 && test -t 1 && tty; exit 9"), "");
+    assert!(output.text().contains("/dev/pts/0"), "{}{}", output.text(), output.stderr);
+    assert_eq!(output.code(), 9);
+}
+
+fn terminal_input(engine: &Engine) {
+    let output = engine.run_in_terminal(&Run::sh(&id("tty"), "read line; echo \"got $line\""), "hello\n");
+    assert!(output.text().contains("got hello"), "{}{}", output.text(), output.stderr);
+}
+
+fn attach(engine: &Engine) {
+    let name = id("attach");
+    let mut run = Run::sh(&name, "while :; do echo tick; sleep 0.2; done");
+    run.detach = true;
+    if engine.client() == Client::Ctr {
+        // `ctr run --detach` gives the container its own output; attach needs FIFOs of a client that is there.
+        run.detach = false;
+        let mut client =
+            engine.run_command(&run).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("ctr");
+        assert!(reads_tick(client.stdout.take()));
+        engine.kill(&name, "SIGKILL");
+        client.wait().expect("ctr ends with its container");
+        return;
+    }
+    assert_eq!(engine.run(&run).code(), 0);
+    let mut client = engine
+        .nerdctl(&["attach", &name])
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("nerdctl");
+    assert!(reads_tick(client.stdout.take()));
+    engine.remove(&name);
+    client.wait().expect("nerdctl attach ends with its container");
+}
+
+fn reads_tick(stdout: Option<std::process::ChildStdout>) -> bool {
+    use std::io::{BufRead, BufReader};
+    BufReader::new(stdout.expect("a pipe")).lines().map_while(Result::ok).any(|line| line == "tick")
+}
+
+fn logs(engine: &Engine) {
+    let name = id("logs");
+    let mut run = Run::sh(&name, "echo one; echo two >&2");
+    run.detach = true;
+    let text = match engine.client() {
+        Client::Ctr => {
+            let file = engine.scratch().join(&name);
+            run.extra = vec!["--log-uri".into(), format!("file://{}", file.display())];
+            assert_eq!(engine.run(&run).code(), 0);
+            engine.wait(&name);
+            engine.remove(&name);
+            std::fs::read_to_string(file).unwrap_or_default()
+        }
+        Client::Nerdctl => {
+            assert_eq!(engine.run(&run).code(), 0);
+            engine.wait(&name);
+            let output = finish(&mut engine.nerdctl(&["logs", &name]));
+            engine.remove(&name);
+            output.text() + &output.stderr
+        }
+    };
+    assert!(text.contains("one") && text.contains("two"), "{text}");
+}
+
+fn sha256(data: &[u8]) -> String {
+    let mut command = Command::new("sha256sum");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum");
+    child.stdin.take().expect("a pipe").write_all(data).expect("sha256sum reads");
+    let output = child.wait_with_output().expect("sha256sum ends");
+    String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
+}

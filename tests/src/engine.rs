@@ -1,0 +1,426 @@
+//! A container engine under test: a containerd of its own with one of its clients.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// The runtime under test.
+pub const MONOHULL: &str = "io.containerd.monohull.v2";
+/// The runtime to compare with.
+pub const RUNC: &str = "io.containerd.runc.v2";
+/// The image that every engine has.
+pub const IMAGE: &str = "docker.io/library/busybox:test";
+
+/// The client that speaks to a containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// Debian's containerd 1.6 with `ctr`.
+    Ctr,
+    /// containerd 2.3 with `nerdctl`.
+    Nerdctl,
+}
+
+impl Client {
+    /// Short name, as in test names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ctr => "containerd-1.6+ctr",
+            Self::Nerdctl => "containerd-2.3+nerdctl",
+        }
+    }
+
+    /// Directory of the daemon's and the client's binaries.
+    fn binaries(self) -> PathBuf {
+        match self {
+            Self::Ctr => "/usr/bin".into(),
+            Self::Nerdctl => {
+                std::env::var_os("MONOHULL_TOOLS").map_or("/opt/tools/bin".into(), PathBuf::from)
+            }
+        }
+    }
+}
+
+/// A running containerd. Dropping it ends it and removes its files.
+#[derive(Debug)]
+pub struct Engine {
+    client: Client,
+    daemon: Child,
+    dir: TempDir,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// Its status.
+    pub status: ExitStatus,
+    /// Standard output, raw.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The exit code; 255 when a signal ended the command.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or(255)
+    }
+}
+
+/// A container to run: the options every client has, in one spelling.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// Container id or name.
+    pub id: String,
+    /// Return as soon as it has started.
+    pub detach: bool,
+    /// Allocate a terminal.
+    pub tty: bool,
+    /// Keep standard input.
+    pub stdin: bool,
+    /// Mount the root read-only.
+    pub read_only: bool,
+    /// `KEY=VALUE`.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub cwd: Option<String>,
+    /// `UID[:GID]`.
+    pub user: Option<String>,
+    /// Memory limit in MiB.
+    pub memory_mib: Option<u32>,
+    /// `KEY=VALUE` annotations.
+    pub annotations: Vec<String>,
+    /// Further options in the client's own spelling.
+    pub extra: Vec<String>,
+    /// Runtime; empty means [`MONOHULL`].
+    pub runtime: String,
+    /// The command.
+    pub command: Vec<String>,
+}
+
+impl Run {
+    /// A container that runs `command`.
+    pub fn new(id: &str, command: &[&str]) -> Self {
+        Self { id: id.into(), command: command.iter().map(|&word| word.into()).collect(), ..Self::default() }
+    }
+
+    /// A container that runs a shell script.
+    pub fn sh(id: &str, script: &str) -> Self {
+        Self::new(id, &["sh", "-c", script])
+    }
+}
+
+impl Engine {
+    /// Starts a containerd and gives it the test image ([`image`]).
+    pub fn start(client: Client) -> io::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
+        let config = dir.path().join("config.toml");
+        let mut text = String::new();
+        let _ = write!(
+            text,
+            "version = 2\nroot = \"{root}/root\"\nstate = \"{root}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{root}/sock\"\n\
+             [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
+            root = dir.path().display()
+        );
+        fs::write(&config, text)?;
+        fs::create_dir(dir.path().join("bin"))?;
+        let log = fs::File::create(dir.path().join("log"))?;
+        let path = format!(
+            "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            dir.path().join("bin").display(),
+            client.binaries().display()
+        );
+        let daemon = Command::new(client.binaries().join("containerd"))
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let engine = Self { client, daemon, dir };
+        engine.wait_until_ready()?;
+        let imported = engine.ctr(&["image", "import", &image()]).output()?;
+        if !imported.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&imported.stderr).into_owned()));
+        }
+        Ok(engine)
+    }
+
+    /// Its client.
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
+    /// containerd's own log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Pid of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// `ctr` of this containerd, in the namespace the engine's client uses.
+    pub fn ctr(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.client.binaries().join("ctr"));
+        command.arg("--address").arg(self.socket()).args(["--namespace", "default"]).args(args);
+        command.env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// `nerdctl` of this containerd.
+    pub fn nerdctl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.client.binaries().join("nerdctl"));
+        command.arg("--address").arg(self.socket()).arg("--data-root").arg(self.dir.path().join("nerdctl"));
+        command.args(args);
+        command
+    }
+
+    /// The command that runs a container in the foreground, or starts it when [`Run::detach`] is set.
+    pub fn run_command(&self, run: &Run) -> Command {
+        match self.client {
+            Client::Ctr => self.ctr_run(run),
+            Client::Nerdctl => self.nerdctl_run(run),
+        }
+    }
+
+    /// Runs a container to its end, with empty standard input.
+    pub fn run(&self, run: &Run) -> Output {
+        finish(self.run_command(run).stdin(Stdio::null()))
+    }
+
+    /// Runs a container with `input` as its standard input.
+    pub fn run_with_input(&self, run: &Run, input: Vec<u8>) -> Output {
+        let run = Run { stdin: true, ..run.clone() };
+        finish_with_input(&mut self.run_command(&run), input)
+    }
+
+    /// Runs a container in the foreground of a terminal of its own (`script(1)`).
+    pub fn run_in_terminal(&self, run: &Run, input: &str) -> Output {
+        let run = Run { tty: true, stdin: true, ..run.clone() };
+        let command = self.run_command(&run);
+        let mut line = quote(&command.get_program().to_string_lossy());
+        for arg in command.get_args() {
+            line.push(' ');
+            line.push_str(&quote(&arg.to_string_lossy()));
+        }
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        finish_with_input(&mut script, input.as_bytes().to_vec())
+    }
+
+    /// A command in a running container.
+    pub fn exec(&self, id: &str, command: &[&str]) -> Output {
+        finish(self.exec_command(id, command).stdin(Stdio::null()))
+    }
+
+    /// The command that executes `command` in a running container.
+    pub fn exec_command(&self, id: &str, command: &[&str]) -> Command {
+        match self.client {
+            Client::Ctr => {
+                let exec_id = format!("exec-{}", unique());
+                let mut ctr = self.ctr(&["task", "exec", "--exec-id", &exec_id, id]);
+                ctr.args(command);
+                ctr
+            }
+            Client::Nerdctl => {
+                let mut nerdctl = self.nerdctl(&["exec", id]);
+                nerdctl.args(command);
+                nerdctl
+            }
+        }
+    }
+
+    /// Sends a signal to a container's init process.
+    pub fn kill(&self, id: &str, signal: &str) -> Output {
+        match self.client {
+            Client::Ctr => finish(&mut self.ctr(&["task", "kill", "--signal", signal, id])),
+            Client::Nerdctl => finish(&mut self.nerdctl(&["kill", "--signal", signal, id])),
+        }
+    }
+
+    /// Waits for a detached container's end and returns its exit code.
+    pub fn wait(&self, id: &str) -> i32 {
+        match self.client {
+            Client::Ctr => finish(&mut self.ctr(&["task", "attach", id])).code(),
+            Client::Nerdctl => finish(&mut self.nerdctl(&["wait", id])).text().trim().parse().unwrap_or(-1),
+        }
+    }
+
+    /// Kills and removes a container, whatever its state.
+    pub fn remove(&self, id: &str) -> Output {
+        match self.client {
+            Client::Ctr => {
+                let _ = finish(&mut self.ctr(&["task", "delete", "--force", id]));
+                finish(&mut self.ctr(&["container", "delete", id]))
+            }
+            Client::Nerdctl => finish(&mut self.nerdctl(&["rm", "--force", id])),
+        }
+    }
+
+    /// Installs a runtime `io.containerd.<name>.v2` whose shim is the real one, started by `script` ("$@" are its
+    /// arguments, `$SHIM` its path).
+    pub fn install_shim(&self, name: &str, script: &str) -> io::Result<String> {
+        let path = self.dir.path().join("bin").join(format!("containerd-shim-{name}-v2"));
+        let shim = "/usr/local/bin/containerd-shim-monohull-v2";
+        fs::write(&path, format!("#!/bin/sh\nSHIM={shim}\n{script}\n"))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(format!("io.containerd.{name}.v2"))
+    }
+
+    /// Where containerd keeps the bundles of the client's namespace.
+    pub fn bundles(&self) -> PathBuf {
+        self.dir.path().join("state/io.containerd.runtime.v2.task/default")
+    }
+
+    /// A directory for a test's own files, removed with the engine.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("sock")
+    }
+
+    /// containerd prints "containerd successfully booted" when it serves.
+    fn wait_until_ready(&self) -> io::Result<()> {
+        let mut tail = Command::new("tail")
+            .args(["--lines=+1", "--follow", "--pid", &self.pid().to_string()])
+            .arg(self.dir.path().join("log"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let stdout = tail.stdout.take().ok_or_else(|| io::Error::other("tail has no stdout"))?;
+        let ready = BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.contains("successfully booted"));
+        let _ = tail.kill();
+        tail.wait()?;
+        if ready {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("containerd did not start:\n{}", self.log())))
+        }
+    }
+
+    fn ctr_run(&self, run: &Run) -> Command {
+        let mut command = self.ctr(&["run", "--runtime", runtime(run)]);
+        // `ctr run --rm` removes after the end; a detached container is the test's to remove.
+        command.args(if run.detach { &["--detach"][..] } else { &["--rm"] });
+        flag(&mut command, run.tty, "--tty");
+        flag(&mut command, run.read_only, "--read-only");
+        option(&mut command, "--env", &run.env);
+        option(&mut command, "--cwd", run.cwd.as_slice());
+        option(&mut command, "--user", run.user.as_slice());
+        option(&mut command, "--annotation", &run.annotations);
+        if let Some(mib) = run.memory_mib {
+            command.args(["--memory-limit", &(u64::from(mib) << 20).to_string()]);
+        }
+        command.args(&run.extra).arg(IMAGE).arg(&run.id).args(&run.command);
+        command
+    }
+
+    fn nerdctl_run(&self, run: &Run) -> Command {
+        let mut command =
+            self.nerdctl(&["run", "--pull", "never", "--runtime", runtime(run), "--name", &run.id]);
+        if !run.extra.iter().any(|word| word.starts_with("--net")) {
+            command.args(["--net", "none"]);
+        }
+        command.args(if run.detach { &["--detach"][..] } else { &["--rm"] });
+        flag(&mut command, run.tty, "--tty");
+        flag(&mut command, run.stdin, "--interactive");
+        flag(&mut command, run.read_only, "--read-only");
+        option(&mut command, "--env", &run.env);
+        option(&mut command, "--workdir", run.cwd.as_slice());
+        option(&mut command, "--user", run.user.as_slice());
+        option(&mut command, "--annotation", &run.annotations);
+        if let Some(mib) = run.memory_mib {
+            command.args(["--memory", &format!("{mib}m")]);
+        }
+        command.args(&run.extra).arg(IMAGE).args(&run.command);
+        command
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Ok(pid) = i32::try_from(self.daemon.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Output {
+    finish_with_input(command.stdin(Stdio::null()), Vec::new())
+}
+
+fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
+    if !input.is_empty() {
+        command.stdin(Stdio::piped());
+    }
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => panic!("cannot run {command:?}: {error}"),
+    };
+    let writer = child.stdin.take().map(|mut stdin| thread::spawn(move || stdin.write_all(&input)));
+    let output = match child.wait_with_output() {
+        Ok(output) => output,
+        Err(error) => panic!("cannot wait for {command:?}: {error}"),
+    };
+    if let Some(writer) = writer {
+        // A container that does not read its input closes the pipe: that is its right.
+        let _ = writer.join();
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Output { status: output.status, stdout: output.stdout, stderr }
+}
+
+/// The test image, a docker archive: `MONOHULL_TEST_IMAGE`, or where the test host has it.
+pub fn image() -> String {
+    std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
+}
+
+/// A number that no other call in this process returns.
+pub fn unique() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+fn runtime(run: &Run) -> &str {
+    if run.runtime.is_empty() { MONOHULL } else { &run.runtime }
+}
+
+fn flag(command: &mut Command, wanted: bool, name: &str) {
+    if wanted {
+        command.arg(name);
+    }
+}
+
+fn option(command: &mut Command, name: &str, values: &[String]) {
+    for value in values {
+        command.args([name, value]);
+    }
+}
+
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

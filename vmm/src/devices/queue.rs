@@ -1,0 +1,168 @@
+//! How every device serves its queues.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use event_manager::{EventOps, EventSet, Events};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::virtio::{Active, Interrupt};
+
+/// A chain of buffers the driver made available.
+pub(crate) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
+/// Bytes a device moves in one event before other devices get their turn.
+pub(crate) const BUDGET: usize = 4 << 20;
+/// What any chain takes of the budget at least, so that empty ones come to an end as well.
+const CHAIN_COST: usize = BUDGET / 256;
+
+/// The driver broke the protocol: its device needs a reset.
+#[derive(Debug)]
+pub(crate) struct Violation;
+
+impl From<virtio_queue::Error> for Violation {
+    fn from(_: virtio_queue::Error) -> Self {
+        Self
+    }
+}
+
+/// What serving one chain came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Served {
+    /// Bytes written to the chain, counted from its first writable buffer and without gaps (virtio 1.2 §2.7.8.2).
+    pub(crate) written: u32,
+    /// Bytes moved, or as much work as that.
+    pub(crate) work: usize,
+}
+
+/// Whether a driver has set the device up, and how.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// It has not, or it broke the protocol since.
+    Inactive,
+    /// It has.
+    Active(Active),
+}
+
+impl State {
+    /// What was negotiated.
+    pub(crate) fn features(&self) -> u64 {
+        match self {
+            Self::Inactive => 0,
+            Self::Active(active) => active.features,
+        }
+    }
+
+    /// Answers the kick of a queue with `answer`, which is called for each chain in it. A driver that breaks the protocol
+    /// deactivates its device.
+    pub(crate) fn serve(
+        &mut self,
+        kicks: &Kicks,
+        index: usize,
+        mut answer: impl for<'m> FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+    ) {
+        let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
+        let Some(queue) = queues.get_mut(index) else { return };
+        match drain(queue, mem, interrupt, |chain| answer(mem, chain)) {
+            Ok(Drained::Empty) => {}
+            Ok(Drained::More) => kicks.repeat(index),
+            Err(Violation) => {
+                interrupt.needs_reset();
+                *self = Self::Inactive;
+            }
+        }
+    }
+}
+
+/// Whether a queue still has chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// No: the driver kicks when there are more.
+    Empty,
+    /// The budget is spent: the device must [continue by itself](Kicks::repeat).
+    More,
+}
+
+/// Serves the chains of a queue until it is empty or [`BUDGET`] is spent, and interrupts the driver if it wants that.
+pub(crate) fn drain<'m>(
+    queue: &mut Queue,
+    mem: &'m GuestMemoryMmap,
+    interrupt: &Interrupt,
+    mut serve: impl FnMut(Chain<'m>) -> Result<Served, Violation>,
+) -> Result<Drained, Violation> {
+    let mut work = 0_usize;
+    let mut promised = false;
+    let drained = loop {
+        let before = work;
+        queue.disable_notification(mem)?;
+        while work < BUDGET {
+            let Some(chain) = queue.iter(mem)?.next() else { break };
+            let head = chain.head_index();
+            let served = serve(chain)?;
+            queue.add_used(mem, head, served.written)?;
+            work = work.saturating_add(served.work.max(CHAIN_COST));
+        }
+        if work >= BUDGET {
+            break Drained::More;
+        }
+        if promised && work == before {
+            // The available ring's index says that there are chains, but the ring can't be read.
+            return Err(Violation);
+        }
+        promised = queue.enable_notification(mem)?;
+        if !promised {
+            break Drained::Empty;
+        }
+    };
+    if work > 0 && queue.needs_notification(mem)? {
+        interrupt.used();
+    }
+    Ok(drained)
+}
+
+/// The events by which a driver kicks a device's queues.
+#[derive(Debug)]
+pub(crate) struct Kicks {
+    events: Vec<EventFd>,
+}
+
+impl Kicks {
+    pub(crate) fn new(queues: usize) -> io::Result<Self> {
+        let events = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
+        Ok(Self { events })
+    }
+
+    pub(crate) fn events(&self) -> &[EventFd] {
+        &self.events
+    }
+
+    /// Registers the kicks with the event loop; [`Events::data`] is the index of the queue.
+    pub(crate) fn watch(&self, ops: &mut EventOps<'_>, device: &str) {
+        for (queue, event) in (0..).zip(&self.events) {
+            if let Err(error) = ops.add(Events::with_data(event, queue, EventSet::IN)) {
+                // Out of memory for an epoll entry, at start: the guest will miss this device, the log says why.
+                eprintln!("{device}: can't watch queue {queue}: {error}");
+            }
+        }
+    }
+
+    /// Takes note of a kick. Returns the index of its queue.
+    pub(crate) fn acknowledge(&self, events: &Events) -> usize {
+        let queue = usize::try_from(events.data()).unwrap_or(usize::MAX);
+        if let Some(event) = self.events.get(queue) {
+            // It fails only when there was no kick.
+            let _ = event.read();
+        }
+        queue
+    }
+
+    /// Kicks a queue in place of the driver: the event loop comes back to it after the other devices.
+    pub(crate) fn repeat(&self, queue: usize) {
+        if let Some(event) = self.events.get(queue) {
+            // It fails only when the counter is full, which is a kick as well.
+            let _ = event.write(1);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The socket device: its queues.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::muxer::Muxer;
+use super::packet::{HEADER_LEN, Header};
+use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain};
+use crate::devices::read_config;
+use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
+
+const QUEUE_SIZES: [u16; 3] = [128; 3];
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+/// The event of the muxer, after those of the queues.
+const HOST: usize = 3;
+/// Most packets given to the guest in one event before other devices get their turn.
+const PACKETS: usize = 256;
+/// Streams are served (virtio 1.2 §5.10.3).
+const FEATURE_STREAM: u64 = 1 << 0;
+/// "The transport was reset": all connections are gone and the context identifier may have changed
+/// (virtio 1.2 §5.10.6.7).
+const TRANSPORT_RESET: u32 = 0;
+
+#[derive(Debug)]
+enum State {
+    Inactive,
+    Active {
+        driver: Active,
+        /// The guest must be told of a transport reset once it gives an event buffer.
+        reset_pending: bool,
+    },
+}
+
+/// The socket device.
+///
+/// It serves at most 1024 connections, of which the guest may have opened 256, and buffers at most 128 KiB of each.
+/// The process needs as many descriptors.
+#[derive(Debug)]
+pub struct Vsock {
+    guest_cid: u64,
+    kicks: Kicks,
+    muxer: Muxer,
+    state: State,
+}
+
+impl Vsock {
+    /// A socket device for the guest `guest_cid`.
+    ///
+    /// Clients of `listener`, a stream socket, are accepted while the guest's driver is ready; until then they wait.
+    /// `on_guest_connection` is called with the host port and the host's end of each connection the guest opens, on the
+    /// event loop's thread; dropping that end closes the connection. Fails when the process has no descriptor left.
+    pub fn new(
+        guest_cid: u64,
+        listener: UnixListener,
+        on_guest_connection: Box<dyn FnMut(u32, UnixStream) + Send>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            guest_cid,
+            kicks: Kicks::new(QUEUE_SIZES.len())?,
+            muxer: Muxer::new(guest_cid, listener, on_guest_connection)?,
+            state: State::Inactive,
+        })
+    }
+
+    /// Closes all connections and tells the guest that its transport was reset: it closes its ends, keeps listening,
+    /// and reads the context identifier again. For a guest that was copied or moved.
+    pub fn transport_reset(&mut self) {
+        self.muxer.close_all();
+        if let State::Active { reset_pending, .. } = &mut self.state {
+            *reset_pending = true;
+            self.kicks.repeat(EVENT);
+        }
+    }
+
+    /// Whether the muxer's books are in order and within their bounds.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        self.muxer.check();
+    }
+
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.muxer.connections()
+    }
+
+    fn serve(&mut self, source: usize) -> Result<(), Violation> {
+        let State::Active { driver: Active { mem, queues, interrupt, .. }, reset_pending } = &mut self.state
+        else {
+            return Ok(());
+        };
+        let [rx, tx, event] = queues.as_mut_slice() else { return Ok(()) };
+        match source {
+            RX => self.muxer.set_reading(true),
+            TX => {
+                let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, chain, &mut self.muxer))?;
+                if drained == Drained::More {
+                    self.kicks.repeat(TX);
+                }
+            }
+            EVENT if *reset_pending => *reset_pending = !send_reset(event, mem, interrupt)?,
+            HOST => self.muxer.poll(),
+            _ => {}
+        }
+        if give_packets(rx, mem, interrupt, &mut self.muxer)? == Drained::More {
+            self.kicks.repeat(RX);
+        }
+        Ok(())
+    }
+}
+
+/// Takes one packet of the guest. Header and payload may be spread over the chain's buffers in any way.
+fn take_packet<'m>(
+    mem: &'m GuestMemoryMmap,
+    chain: Chain<'m>,
+    muxer: &mut Muxer,
+) -> Result<Served, Violation> {
+    let mut reader = chain.reader(mem)?;
+    let mut bytes = [0; HEADER_LEN];
+    reader.read_exact(&mut bytes).map_err(|_| Violation)?;
+    let header = Header::from_bytes(&bytes);
+    let len = usize::try_from(header.len).map_err(|_| Violation)?;
+    if len > reader.available_bytes() {
+        return Err(Violation);
+    }
+    muxer.receive(&header, &mut reader);
+    Ok(Served { written: 0, work: len })
+}
+
+/// Gives the guest packets while it has room for them.
+fn give_packets(
+    queue: &mut Queue,
+    mem: &GuestMemoryMmap,
+    interrupt: &Interrupt,
+    muxer: &mut Muxer,
+) -> Result<Drained, Violation> {
+    let used_before = queue.next_used();
+    let mut drained = Drained::More;
+    let mut promised = false;
+    queue.disable_notification(mem)?;
+    for _ in 0..PACKETS {
+        if !muxer.has_packets() {
+            drained = Drained::Empty;
+            break;
+        }
+        let Some(chain) = queue.iter(mem)?.next() else {
+            if promised {
+                // The available ring's index says that there are chains, but the ring can't be read.
+                return Err(Violation);
+            }
+            promised = queue.enable_notification(mem)?;
+            if promised {
+                continue;
+            }
+            muxer.set_reading(false);
+            drained = Drained::Empty;
+            break;
+        };
+        promised = false;
+        muxer.set_reading(true);
+        let head = chain.head_index();
+        let mut writer = chain.writer(mem)?;
+        let room = writer.available_bytes().checked_sub(HEADER_LEN).ok_or(Violation)?;
+        let Some((header, payload)) = muxer.next_packet(room) else {
+            queue.go_to_previous_position();
+            continue;
+        };
+        writer.write_all(&header.to_bytes()).map_err(|_| Violation)?;
+        writer.write_all(payload).map_err(|_| Violation)?;
+        queue.add_used(mem, head, u32::try_from(writer.bytes_written()).unwrap_or(0))?;
+    }
+    if queue.next_used() != used_before && queue.needs_notification(mem)? {
+        interrupt.used();
+    }
+    Ok(drained)
+}
+
+/// Tells the guest of a transport reset. `false` when it has given no buffer for that.
+fn send_reset(queue: &mut Queue, mem: &GuestMemoryMmap, interrupt: &Interrupt) -> Result<bool, Violation> {
+    for _ in 0..2 {
+        if let Some(chain) = queue.iter(mem)?.next() {
+            let head = chain.head_index();
+            let event = TRANSPORT_RESET.to_le_bytes();
+            chain.writer(mem)?.write_all(&event).map_err(|_| Violation)?;
+            queue.add_used(mem, head, u32::try_from(event.len()).unwrap_or(0))?;
+            if queue.needs_notification(mem)? {
+                interrupt.used();
+            }
+            return Ok(true);
+        }
+        if !queue.enable_notification(mem)? {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+impl VirtioDevice for Vsock {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    fn features(&self) -> u64 {
+        FEATURE_STREAM
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.guest_cid.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        if active.queues.len() != QUEUE_SIZES.len() {
+            return Err(ActivateError("a socket device has three queues".to_owned()));
+        }
+        self.muxer.start().map_err(|error| ActivateError(format!("can't listen for clients: {error}")))?;
+        self.state = State::Active { driver: active, reset_pending: false };
+        // Serves what the driver made available before it was ready, and clients that wait.
+        self.kicks.repeat(RX);
+        self.kicks.repeat(TX);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Inactive;
+        self.muxer.stop();
+    }
+}
+
+impl MutEventSubscriber for Vsock {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.kicks.watch(ops, "socket device");
+        if let Err(error) = ops.add(Events::with_data(&self.muxer.epoll().0, HOST as u32, EventSet::IN)) {
+            eprintln!("socket device: can't watch the host's sockets: {error}");
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let source = self.kicks.acknowledge(&events);
+        if self.serve(source).is_err() {
+            if let State::Active { driver, .. } = &self.state {
+                driver.interrupt.needs_reset();
+            }
+            self.reset();
+        }
+    }
+}
