@@ -1,7 +1,10 @@
 //! The devices a guest sees, one folder each.
 
+pub mod balloon;
+pub mod blk;
 pub mod net;
 mod queue;
+pub mod rng;
 pub mod vsock;
 
 /// Reads `data.len()` bytes at `offset` of a configuration space; bytes beyond its end read as zero.

@@ -8,7 +8,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::virtio::Interrupt;
+use crate::virtio::{Active, Interrupt};
 
 /// A chain of buffers the driver made available.
 pub(crate) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
@@ -35,6 +35,45 @@ pub(crate) struct Served {
     pub(crate) written: u32,
     /// Bytes moved, or as much work as that.
     pub(crate) work: usize,
+}
+
+/// Whether a driver has set the device up, and how.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// It has not, or it broke the protocol since.
+    Inactive,
+    /// It has.
+    Active(Active),
+}
+
+impl State {
+    /// What was negotiated.
+    pub(crate) fn features(&self) -> u64 {
+        match self {
+            Self::Inactive => 0,
+            Self::Active(active) => active.features,
+        }
+    }
+
+    /// Answers the kick of a queue with `answer`, which is called for each chain in it. A driver that breaks the protocol
+    /// deactivates its device.
+    pub(crate) fn serve(
+        &mut self,
+        kicks: &Kicks,
+        index: usize,
+        mut answer: impl for<'m> FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+    ) {
+        let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
+        let Some(queue) = queues.get_mut(index) else { return };
+        match drain(queue, mem, interrupt, |chain| answer(mem, chain)) {
+            Ok(Drained::Empty) => {}
+            Ok(Drained::More) => kicks.repeat(index),
+            Err(Violation) => {
+                interrupt.needs_reset();
+                *self = Self::Inactive;
+            }
+        }
+    }
 }
 
 /// Whether a queue still has chains.

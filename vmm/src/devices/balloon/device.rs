@@ -1,0 +1,178 @@
+//! The balloon as a virtio device.
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::discard::{Backing, PAGE};
+use super::pages;
+use crate::devices::queue::{Chain, Kicks, Served, State, Violation};
+use crate::devices::read_config;
+use crate::virtio::{ActivateError, Active, GuestMemory, Interrupt, VirtioDevice};
+
+/// The driver may take pages back in need before it tells (virtio 1.2 §5.5.3).
+const F_DEFLATE_ON_OOM: u32 = 2;
+/// The driver reports pages that are free.
+const F_PAGE_REPORTING: u32 = 5;
+const FEATURES: u64 = 1 << F_DEFLATE_ON_OOM | 1 << F_PAGE_REPORTING;
+
+/// Queue 1 is for deflating.
+const INFLATE: usize = 0;
+/// Queue 4 in virtio 1.2 §5.5.2, but Linux numbers the queues that exist: without statistics and hinting it is the
+/// third.
+const REPORT: usize = 2;
+const QUEUE_SIZES: [u16; 3] = [128; 3];
+
+/// Most pages in one inflate request (64 MiB); Linux sends 256. Whatever comes after them stays with the guest's share.
+const MAX_PAGES: u64 = 16 << 10;
+/// Most ranges in one report: as many descriptors as a chain may have (virtio 1.2 §2.7.5.3.1). Linux sends 32.
+const MAX_RANGES: usize = 128;
+/// Pages per MiB.
+const MIB: u32 = (1 << 20) / PAGE as u32;
+
+/// The balloon. The driver hands over pages until it holds as many as the target says, takes them back when the target
+/// falls or the guest runs out of memory, and reports pages that are free on its own. Either way their memory returns to
+/// the host and reads as zeroes when the guest next touches it.
+#[derive(Debug)]
+pub struct Balloon {
+    backing: Backing,
+    /// Pages the driver should hand over.
+    target: u32,
+    /// Pages it says it has handed over.
+    actual: [u8; 4],
+    kicks: Kicks,
+    interrupt: Option<Interrupt>,
+    state: State,
+}
+
+impl Balloon {
+    /// An empty balloon for a guest with this memory. Fails for memory that can't be given back page by page, and when
+    /// the process has no descriptors left for its kicks.
+    pub fn new(mem: GuestMemory) -> io::Result<Self> {
+        Ok(Self {
+            backing: Backing::of(&mem)?,
+            target: 0,
+            actual: [0; 4],
+            kicks: Kicks::new(QUEUE_SIZES.len())?,
+            interrupt: None,
+            state: State::Inactive,
+        })
+    }
+
+    /// Sets the memory to take from the guest, in MiB, and tells the driver.
+    pub fn set_target(&mut self, mib: u32) {
+        self.target = mib.saturating_mul(MIB);
+        if let Some(interrupt) = &self.interrupt {
+            interrupt.config_changed();
+        }
+    }
+
+    /// The configuration space, `struct virtio_balloon_config` without what is not offered.
+    fn config(&self) -> [u8; 8] {
+        let [t0, t1, t2, t3] = self.target.to_le_bytes();
+        let [a0, a1, a2, a3] = self.actual;
+        [t0, t1, t2, t3, a0, a1, a2, a3]
+    }
+}
+
+/// Takes the pages that the driver hands over.
+fn inflate<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+    let numbers = chain.reader(mem)?;
+    let ranges = pages::read(numbers, MAX_PAGES).map_err(|_| Violation)?;
+    let mut pages = 0;
+    for range in &ranges {
+        pages += range.end - range.start;
+        backing.discard(mem, GuestAddress(range.start * PAGE), (range.end - range.start) * PAGE);
+    }
+    Ok(Served { written: 0, work: work(ranges.len(), pages) })
+}
+
+/// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).
+fn report<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+    let mut pages = 0;
+    let mut ranges = 0;
+    for buffer in chain.writable() {
+        if ranges == MAX_RANGES {
+            return Err(Violation);
+        }
+        ranges += 1;
+        pages += u64::from(buffer.len()) / PAGE;
+        backing.discard(mem, buffer.addr(), buffer.len().into());
+    }
+    Ok(Served { written: 0, work: work(ranges, pages) })
+}
+
+/// What discarding counts as in bytes moved: a system call for a range, and the freeing of each page.
+fn work(ranges: usize, pages: u64) -> usize {
+    let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+    ranges.saturating_mul(4096).saturating_add(pages.saturating_mul(256))
+}
+
+impl VirtioDevice for Balloon {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BALLOON
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let mut config = self.config();
+        let rest =
+            usize::try_from(offset).ok().and_then(|offset| config.get_mut(offset..)).unwrap_or_default();
+        for (to, from) in rest.iter_mut().zip(data) {
+            *to = *from;
+        }
+        // The rest is not the driver's to write.
+        let [_, _, _, _, actual @ ..] = config;
+        self.actual = actual;
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        self.state = State::Active(active);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.actual = [0; 4];
+        self.state = State::Inactive;
+    }
+
+    fn set_interrupt(&mut self, interrupt: Interrupt) {
+        self.interrupt = Some(interrupt);
+    }
+}
+
+impl MutEventSubscriber for Balloon {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.kicks.watch(ops, "balloon");
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let index = self.kicks.acknowledge(&events);
+        let backing = self.backing;
+        self.state.serve(&self.kicks, index, |mem, chain| match index {
+            INFLATE => inflate(backing, mem, chain),
+            REPORT => report(backing, mem, chain),
+            // Deflated pages are the guest's again once it touches them: there is nothing to do.
+            _ => Ok(Served::default()),
+        });
+    }
+}

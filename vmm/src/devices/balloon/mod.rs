@@ -1,0 +1,11 @@
+//! The balloon (virtio 1.2 §5.5): how memory the guest does not need returns to the host.
+
+mod device;
+mod discard;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
+mod pages;
+#[cfg(test)]
+mod tests;
+
+pub use device::Balloon;

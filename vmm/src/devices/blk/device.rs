@@ -1,0 +1,214 @@
+//! The image disk as a virtio device.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use vm_memory::{Bytes, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::buffers::Layout;
+use super::extents::{BlkError, Extent, Extents};
+use super::request::{
+    MAX_DISCARD, MAX_DISCARD_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZERO, MAX_ZERO_RANGES, Request, Status,
+};
+use crate::api::SECTOR;
+use crate::devices::queue::{BUDGET, Chain, Kicks, Served, State, Violation};
+use crate::devices::read_config;
+use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
+
+/// More queues would need more threads to be worth it.
+const QUEUE_SIZES: [u16; 1] = [256];
+const FEATURES: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_BLK_F_SIZE_MAX
+    | 1 << VIRTIO_BLK_F_SEG_MAX
+    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_BLK_F_TOPOLOGY
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_DISCARD
+    | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+/// Sectors in what the host reads and writes at a time, a page.
+const PAGE: u16 = 8;
+/// What the disk calls itself (`/sys/block/vda/serial`).
+const SERIAL: &[u8] = b"monohull";
+/// What a discarded or zeroed range counts as, in bytes moved.
+const RANGE_WORK: usize = 64 << 10;
+
+/// The pod's one disk. Every image, layer or volume is an extent of it: a run of sectors that is one file or block device
+/// of the host. Sectors between extents do not exist: requests for them fail, and so do requests for the sectors of two
+/// extents, and whatever would change a read-only one.
+#[derive(Debug)]
+pub struct ImageDisk {
+    extents: Extents,
+    kicks: Kicks,
+    interrupt: Option<Interrupt>,
+    state: State,
+}
+
+impl ImageDisk {
+    /// A disk without extents: its capacity is 0. Fails when the process has no descriptor left for its kick.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            extents: Extents::default(),
+            kicks: Kicks::new(QUEUE_SIZES.len())?,
+            interrupt: None,
+            state: State::Inactive,
+        })
+    }
+
+    /// Appends a regular file or block device, whose size is taken now, at the next multiple of 1 MiB, and tells the
+    /// driver of the new capacity. The device refuses writes to a `read_only` extent, whatever `file` allows.
+    pub fn add_extent(&mut self, file: File, read_only: bool) -> Result<Extent, BlkError> {
+        let extent = self.extents.add(file, read_only)?;
+        if let Some(interrupt) = &self.interrupt {
+            interrupt.config_changed();
+        }
+        Ok(extent)
+    }
+
+    /// Makes everything durable that the guest has written, for the end of the VM.
+    pub fn flush_all(&mut self) -> io::Result<()> {
+        self.extents.flush()
+    }
+
+    /// The configuration space, `struct virtio_blk_config` (virtio 1.2 §5.2.4).
+    fn config(&self) -> Vec<u8> {
+        let mut config = Vec::with_capacity(60);
+        config.extend(self.extents.capacity().to_le_bytes());
+        config.extend(MAX_SEGMENT.to_le_bytes());
+        config.extend(MAX_SEGMENTS.to_le_bytes());
+        config.extend([0; 4]); // geometry
+        config.extend((SECTOR as u32).to_le_bytes());
+        config.push(PAGE.ilog2() as u8); // physical_block_exp
+        config.push(0); // alignment_offset
+        config.extend(PAGE.to_le_bytes()); // min_io_size
+        config.extend(u32::from(PAGE).to_le_bytes()); // opt_io_size
+        config.extend([0; 4]); // writeback, unused0, num_queues: not offered
+        config.extend(MAX_DISCARD.to_le_bytes());
+        config.extend(MAX_DISCARD_RANGES.to_le_bytes());
+        config.extend(u32::from(PAGE).to_le_bytes()); // discard_sector_alignment
+        config.extend(MAX_ZERO.to_le_bytes());
+        config.extend(MAX_ZERO_RANGES.to_le_bytes());
+        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
+        config
+    }
+}
+
+/// Answers one request.
+fn serve<'m>(
+    extents: &mut Extents,
+    features: u64,
+    mem: &'m GuestMemoryMmap,
+    chain: Chain<'m>,
+) -> Result<Served, Violation> {
+    let Layout { readable, writable, status } = Layout::read(mem, chain, QUEUE_SIZES[0].into())?;
+    // A buffer that is not in memory is never written: the request fails.
+    let room = writable.as_ref().map_or(usize::MAX, |writable| writable.len());
+    let (code, done) = match Request::parse(readable, writable, features) {
+        Ok(request) => execute(extents, features, request),
+        Err(code) => (code, Done::default()),
+    };
+    status.write_obj(code as u8, 0).map_err(|_| Violation)?;
+    // The status counts only when there is no gap before it.
+    let written = if done.written == room { done.written + 1 } else { done.written };
+    Ok(Served { written: u32::try_from(written).map_err(|_| Violation)?, work: done.work })
+}
+
+/// What executing a request came to: bytes written before its status, and bytes moved.
+#[derive(Debug, Default)]
+struct Done {
+    written: usize,
+    work: usize,
+}
+
+fn execute(extents: &mut Extents, features: u64, request: Request<'_>) -> (Status, Done) {
+    let (result, done) = match request {
+        Request::Read { range, into } => {
+            let result = extents.read(range, &into);
+            // Of a read that failed it is not known how much was written.
+            let written = if result.is_ok() { into.len() } else { 0 };
+            (result, Done { written, work: into.len() })
+        }
+        Request::Write { range, from } => {
+            let result = extents.write(range, &from);
+            // Without flushes a write is durable when it is done (virtio 1.2 §5.2.6.2).
+            let cached = features & 1 << VIRTIO_BLK_F_FLUSH != 0;
+            let result = if cached { result } else { result.and_then(|()| extents.flush()) };
+            (result, Done { written: 0, work: from.len() })
+        }
+        // It can take long, let others have their turn after it.
+        Request::Flush => (extents.flush(), Done { written: 0, work: BUDGET }),
+        Request::GetId { into } => {
+            let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+            for (to, from) in id.iter_mut().zip(SERIAL) {
+                *to = *from;
+            }
+            (Ok(()), Done { written: into.fill(&id), work: 0 })
+        }
+        Request::Discard { ranges } => {
+            let work = ranges.len() * RANGE_WORK;
+            (ranges.into_iter().try_for_each(|range| extents.discard(range)), Done { written: 0, work })
+        }
+        Request::WriteZeroes { ranges } => {
+            let work = ranges.len() * RANGE_WORK;
+            let mut ranges = ranges.into_iter();
+            let result = ranges.try_for_each(|(range, unmap)| extents.write_zeroes(range, unmap));
+            (result, Done { written: 0, work })
+        }
+    };
+    (if result.is_ok() { Status::Ok } else { Status::IoError }, done)
+}
+
+impl VirtioDevice for ImageDisk {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        self.state = State::Active(active);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Inactive;
+    }
+
+    fn set_interrupt(&mut self, interrupt: Interrupt) {
+        self.interrupt = Some(interrupt);
+    }
+}
+
+impl MutEventSubscriber for ImageDisk {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.kicks.watch(ops, "image disk");
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let index = self.kicks.acknowledge(&events);
+        let features = self.state.features();
+        self.state.serve(&self.kicks, index, |mem, chain| serve(&mut self.extents, features, mem, chain));
+    }
+}

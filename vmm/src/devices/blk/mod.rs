@@ -1,0 +1,14 @@
+//! The image disk (virtio-blk, virtio 1.2 §5.2): one disk made of extents that are added while the guest runs.
+
+mod buffers;
+mod device;
+mod extents;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
+mod request;
+#[cfg(test)]
+mod tests;
+mod vectored;
+
+pub use device::ImageDisk;
+pub use extents::{BlkError, Extent};

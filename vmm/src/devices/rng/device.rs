@@ -1,0 +1,94 @@
+//! The entropy device.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::host;
+use crate::devices::queue::{Chain, Kicks, Served, State, Violation};
+use crate::devices::read_config;
+use crate::virtio::{ActivateError, Active, VirtioDevice};
+
+const QUEUE_SIZES: [u16; 1] = [64];
+/// Most bytes in answer to one request. A driver that gets less than it asked for asks again (virtio 1.2 §5.4.6).
+const MAX_REQUEST: usize = 64 << 10;
+/// Bytes fetched at once.
+const CHUNK: usize = 4 << 10;
+
+/// The entropy device: fills the driver's buffers with the host's random bytes, at most 64 KiB for each request.
+#[derive(Debug)]
+pub struct Rng {
+    kicks: Kicks,
+    state: State,
+}
+
+impl Rng {
+    /// An entropy device. Fails when the process has no descriptor left for its kick.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { kicks: Kicks::new(QUEUE_SIZES.len())?, state: State::Inactive })
+    }
+}
+
+/// Answers one request.
+fn serve<'m>(mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+    let mut writer = chain.writer(mem)?;
+    let wanted = writer.available_bytes().min(MAX_REQUEST);
+    let mut bytes = [0; CHUNK];
+    let mut written = 0;
+    while written < wanted {
+        let Some(chunk) = bytes.get_mut(..CHUNK.min(wanted - written)) else { break };
+        // Without entropy there is nothing to give, but what was written so far is good.
+        if host::fill(chunk).is_err() || writer.write_all(chunk).is_err() {
+            break;
+        }
+        written += chunk.len();
+    }
+    // MAX_REQUEST fits.
+    Ok(Served { written: u32::try_from(written).unwrap_or(0), work: written })
+}
+
+impl VirtioDevice for Rng {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config(&[], offset, data);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        self.state = State::Active(active);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Inactive;
+    }
+}
+
+impl MutEventSubscriber for Rng {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.kicks.watch(ops, "entropy device");
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let index = self.kicks.acknowledge(&events);
+        self.state.serve(&self.kicks, index, serve);
+    }
+}
