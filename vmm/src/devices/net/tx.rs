@@ -10,7 +10,7 @@ use vm_memory::GuestMemoryMmap;
 use super::rx::Outcome;
 use super::tap::Port;
 use super::{FRAMES, MAX_FRAME, MIN_FRAME};
-use crate::devices::queue::{Chain, Drained, Violation};
+use crate::devices::queue::{Chain, Drained, Violation, next_chain};
 use crate::virtio::Interrupt;
 
 /// Takes frames from the guest and gives them to a port.
@@ -58,23 +58,13 @@ impl Sender {
     ) -> Result<(Drained, Outcome), Violation> {
         let before = queue.next_used();
         let mut result = (Drained::More, Outcome::Served);
-        let mut promised = false;
         self.blocked = false;
         queue.disable_notification(mem)?;
         for _ in 0..FRAMES {
-            let Some(chain) = queue.iter(mem)?.next() else {
-                if promised {
-                    // The available ring's index says that there are chains, but the ring can't be read.
-                    return Err(Violation);
-                }
-                promised = queue.enable_notification(mem)?;
-                if promised {
-                    continue;
-                }
+            let Some(chain) = next_chain(queue, mem)? else {
                 result.0 = Drained::Empty;
                 break;
             };
-            promised = false;
             let head = chain.head_index();
             match self.send(chain, port, mem)? {
                 Sent::Done => {}
