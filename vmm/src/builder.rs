@@ -14,6 +14,7 @@ use crate::bus::Bus;
 use crate::control::{Handles, Outbox};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::ImageDisk;
+use crate::devices::net::Net;
 use crate::devices::rng::Rng;
 use crate::devices::serial::Console;
 use crate::devices::vsock::Vsock;
@@ -153,7 +154,7 @@ fn devices(
     let disk = Arc::new(Mutex::new(ImageDisk::new().map_err(cant("image disk"))?));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(cant("entropy device"))?));
     let balloon = Arc::new(Mutex::new(Balloon::new(memory.clone()).map_err(cant("balloon"))?));
-    let handles = Handles { disk: Some(disk.clone()), balloon: Some(balloon.clone()), nics: Vec::new() };
+    let mut handles = Handles { disk: Some(disk.clone()), balloon: Some(balloon.clone()), nics: Vec::new() };
     let mut devices = vec![
         Device { model: disk, thread: Thread::Disk },
         Device { model: rng, thread: Thread::Main },
@@ -165,6 +166,11 @@ fn devices(
         let listener = UnixListener::from(OwnedFd::from(listener));
         let vsock = Vsock::new(GUEST_CID, listener, tell).map_err(cant("socket device"))?;
         devices.push(Device { model: Arc::new(Mutex::new(vsock)), thread: Thread::Main });
+    }
+    for _ in 0..config.nics {
+        let nic = Arc::new(Mutex::new(Net::new().map_err(cant("network interface"))?));
+        handles.nics.push(nic.clone());
+        devices.push(Device { model: nic, thread: Thread::Main });
     }
     Ok((devices, handles))
 }

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
 use crate::devices;
 use crate::devices::blk::ImageDisk;
+use crate::devices::net::Net;
 use crate::ending::{Cause, Ending};
 use crate::ipc::{Channel, IpcError};
 
@@ -53,6 +54,12 @@ impl Disk for ImageDisk {
 
     fn flush(&mut self) -> io::Result<()> {
         self.flush_all()
+    }
+}
+
+impl Nic for Net {
+    fn attach(&mut self, tap: File) -> Result<(), DeviceError> {
+        Ok(Net::attach(self, tap)?)
     }
 }
 

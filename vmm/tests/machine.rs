@@ -1,5 +1,8 @@
 //! The real `monohull-vmm`, driven through its client, with guests of a few hand-assembled instructions on /dev/kvm.
 
+// A failure of the test itself should stop it, also outside of the test functions.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -197,7 +200,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
     let config = Setup::new(&guests::HALT);
     let fds: Vec<BorrowedFd<'_>> = config.fds.iter().map(AsFd::as_fd).collect();
     // Started by hand, without a death signal: only the socket ties it to this process.
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
+    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
     channel.send(&config.config, &fds).unwrap();
     let (message, _) = channel.receive::<FromVmm>().unwrap().unwrap();
     assert!(matches!(message, FromVmm::Event(Event::Started { .. })));
@@ -210,7 +213,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
 #[test]
 fn a_vmm_whose_owner_goes_before_the_configuration_ends() {
     let (channel, theirs) = Channel::pair().unwrap();
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
+    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
     drop(channel);
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
@@ -239,6 +242,30 @@ fn a_guest_kernels_panic_is_told_by_its_text() {
 fn unknown_ports_and_addresses_do_not_stop_a_guest() {
     let vm = Setup::new(&guests::touch_nothings()).start();
     assert_eq!(vm.run(), (ExitReason::GuestShutdown, 0));
+}
+
+#[test]
+fn a_guest_finds_its_virtio_devices_behind_their_registers() {
+    let vm = Setup::new(&guests::find_virtio_devices()).start();
+    assert_eq!(vm.run(), (ExitReason::GuestShutdown, 0));
+}
+
+#[test]
+fn extents_are_appended_one_after_the_other_and_odd_ones_refused() {
+    let vm = Setup::new(&guests::HALT).start();
+    vm.expect_started();
+    let add = |bytes: usize| vm.ask(Action::AddExtent { read_only: true }, &[file(&vec![0; bytes]).as_fd()]);
+    let Ok(Done::ExtentAdded { start, sectors: 3 }) = add(3 * 512) else { panic!("refused") };
+    let Ok(Done::ExtentAdded { start: next, sectors: 1 }) = add(512) else { panic!("refused") };
+    assert!(next >= start + 3);
+    let refused = add(511).unwrap_err();
+    assert!(
+        refused.starts_with("can't add an extent to the image disk: ") && refused.contains("511"),
+        "{refused}"
+    );
+    assert_eq!(vm.ask(Action::SetBalloon { mib: 4 }, &[]), Ok(Done::Ok));
+    assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
+    assert_eq!(vm.end().0, ExitReason::Stopped);
 }
 
 #[test]

@@ -12,33 +12,33 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// I/O ports of COM1.
-pub const PORTS: Range<u16> = 0x3f8..0x400;
+pub(crate) const PORTS: Range<u16> = 0x3f8..0x400;
 
 /// The UART.
 #[derive(Debug)]
-pub struct Console {
+pub(crate) struct Console {
     uart: Serial<Line, NoEvents, Output>,
 }
 
 impl Console {
     /// A console that writes to `output`.
-    pub fn new(output: File) -> io::Result<Self> {
+    pub(crate) fn new(output: File) -> io::Result<Self> {
         Ok(Self { uart: Serial::new(Line(EventFd::new(EFD_NONBLOCK)?), Output(output)) })
     }
 
     /// The event behind the interrupt line, for registration with KVM.
-    pub fn interrupt(&self) -> &EventFd {
+    pub(crate) fn interrupt(&self) -> &EventFd {
         &self.uart.interrupt_evt().0
     }
 
     /// Reads the register at `offset` from the first port.
-    pub fn read(&mut self, offset: u8) -> u8 {
+    pub(crate) fn read(&mut self, offset: u8) -> u8 {
         self.uart.read(offset)
     }
 
     /// Writes a register. What can't be written out at once is lost: the guest must not be able to stall a CPU thread,
     /// and the VMM does not store its output.
-    pub fn write(&mut self, offset: u8, value: u8) {
+    pub(crate) fn write(&mut self, offset: u8, value: u8) {
         let _ = self.uart.write(offset, value);
     }
 }

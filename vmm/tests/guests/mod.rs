@@ -2,6 +2,8 @@
 
 // Starting a process with a descriptor of a given number has no safe interface.
 #![allow(unsafe_code)]
+// A failure of the test itself should stop it.
+#![allow(clippy::unwrap_used)]
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -100,6 +102,28 @@ pub(crate) fn touch_nothings() -> Vec<u8> {
         0x8a, 0x43, 0x01, //                         mov al, [rbx + 1]
     ];
     code.extend(RESET);
+    code
+}
+
+/// Reads the first device's magic number and the second one's id (entropy), and acknowledges the first. Resets if all is
+/// well, and triple-faults otherwise.
+pub(crate) fn find_virtio_devices() -> Vec<u8> {
+    let mut code = vec![
+        0xb8, 0x83, 0x00, 0x00,
+        0xd0, //             mov eax, 0xd0000083: a 2 MiB page at the first device's address
+        0xbb, 0x08, 0xb0, 0x00, 0x00, //             mov ebx, 0xb008: second entry of the page directory
+        0x48, 0x89, 0x03, //                         mov [rbx], rax
+        0xbb, 0x00, 0x00, 0x20, 0x00, //             mov ebx, 0x200000: what it maps
+        0x81, 0x3b, b'v', b'i', b'r', b't', //       cmp dword [rbx], "virt"
+        0x75, 0x16, //                               jne bad
+        0x83, 0xbb, 0x08, 0x10, 0x00, 0x00, 0x04, // cmp dword [rbx + 0x1008], 4
+        0x75, 0x0d, //                               jne bad
+        0xc7, 0x43, 0x70, 0x01, 0x00, 0x00, 0x00, // mov dword [rbx + 0x70], 1
+        0x83, 0x7b, 0x70, 0x01, //                   cmp dword [rbx + 0x70], 1
+        0x74, 0x02, //                               je good
+        0x0f, 0x0b, //                               bad: ud2
+    ];
+    code.extend(RESET); // good:
     code
 }
 
