@@ -30,7 +30,7 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Appended to the kernel command line the VMM makes.
     pub cmdline: String,
-    /// Number of network interfaces. All start with their link down; [`Request::AttachNic`] brings them up.
+    /// Number of network interfaces. All start with their link down; [`Action::AttachNic`] brings them up.
     pub nics: u8,
     /// Back guest memory with transparent huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,

@@ -102,8 +102,8 @@ pub(crate) enum Thread {
 /// Builds a VM. `fds` are the descriptors of the message that `config` came in; `outbox` is for what devices have to
 /// tell the owner.
 ///
-/// The order matters to KVM: memory, then interrupt controllers, then CPUs, then the devices' events. A CPU belongs to
-/// the VM from its creation on, so nothing that follows may fail for want of anything the configuration could have told.
+/// The order matters to KVM: memory, then interrupt controllers, then CPUs, then the devices' events. What the
+/// configuration can tell to be wrong is found before any of that.
 pub(crate) fn build(
     config: &VmConfig,
     fds: Vec<OwnedFd>,

@@ -15,8 +15,8 @@ pub type GuestMemory = std::sync::Arc<GuestMemoryMmap>;
 pub struct Active {
     /// Guest memory.
     pub mem: GuestMemory,
-    /// The queues the driver made ready, in the order of [`VirtioDevice::queue_sizes`]. Validated, frozen until reset,
-    /// with EVENT_IDX already enabled on them when it was negotiated.
+    /// All queues, in the order of [`VirtioDevice::queue_sizes`]. Validated, frozen until reset, with EVENT_IDX already
+    /// enabled on them when it was negotiated. One that the driver has no use for is not ready, and is left alone.
     pub queues: Vec<Queue>,
     /// Feature bits both sides agreed on.
     pub features: u64,

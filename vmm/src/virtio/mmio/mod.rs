@@ -185,7 +185,7 @@ impl MmioTransport {
         }
     }
 
-    /// The status without what is beyond `bit`: true while the driver is exactly at the step that `bit` began.
+    /// Whether `bit` is the last step the driver took, and nothing failed.
     fn is_at(&self, bit: u32) -> bool {
         !self.has_failed() && STEPS.iter().rev().find(|step| self.status & **step != 0) == Some(&bit)
     }
