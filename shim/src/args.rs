@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn containerd_start_line_is_understood() {
-        let line = "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id c1 -debug start";
+        let line =
+            "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id c1 -debug start";
         let args = parse(line).unwrap();
         assert_eq!(args.action, Action::Start);
         assert_eq!((args.namespace.as_str(), args.id.as_str()), ("k8s.io", "c1"));

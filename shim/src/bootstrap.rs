@@ -92,7 +92,10 @@ impl Request {
             dialect: Dialect::Bootstrap,
             ttrpc_address: or(params.containerd_ttrpc_address, legacy.ttrpc_address),
             grpc_address: or(params.containerd_grpc_address, legacy.grpc_address),
-            socket_dir: params.socket_dir.filter(|dir| !dir.is_empty()).map_or(legacy.socket_dir, PathBuf::from),
+            socket_dir: params
+                .socket_dir
+                .filter(|dir| !dir.is_empty())
+                .map_or(legacy.socket_dir, PathBuf::from),
             debug: legacy.debug || matches!(level, LogLevel::LOG_LEVEL_DEBUG | LogLevel::LOG_LEVEL_TRACE),
         }
     }
@@ -157,7 +160,8 @@ fn find_pod(bundle: &Path, pod: &str, socket: &Path) -> Option<String> {
 
 /// Makes sure that a shim serves `socket`.
 fn start_pod(args: &Args, request: &Request, bundle: &Path, socket: &Path) -> Result<(), StartError> {
-    let listener = address::bind(socket).map_err(StartError::io(format!("listen on {}", socket.display())))?;
+    let listener =
+        address::bind(socket).map_err(StartError::io(format!("listen on {}", socket.display())))?;
     let Some(listener) = listener else { return Ok(()) };
     let started = launch(args, request, listener).and_then(|pid| {
         // Best effort: a shim that is as dear to the kernel as containerd still works.
@@ -229,7 +233,10 @@ mod tests {
             }
         );
         let reply = BootstrapResult::parse_from_bytes(&request.reply("unix:///s").unwrap()).unwrap();
-        assert_eq!((reply.version, reply.address.as_str(), reply.protocol.as_str()), (3, "unix:///s", "ttrpc"));
+        assert_eq!(
+            (reply.version, reply.address.as_str(), reply.protocol.as_str()),
+            (3, "unix:///s", "ttrpc")
+        );
     }
 
     #[test]
@@ -245,7 +252,8 @@ mod tests {
     #[test]
     fn options_of_older_containerds_are_answered_with_a_bare_address() {
         // Any and BootstrapParams both begin with two length-delimited fields: this parses as either.
-        let options = Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![b'x'], ..Default::default() };
+        let options =
+            Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![b'x'], ..Default::default() };
         for stdin in [options.write_to_bytes().unwrap(), Vec::new(), b"\xff\xff".to_vec()] {
             let request = Request::parse(&stdin, &args(), "/env".into());
             assert_eq!(request.dialect, Dialect::Legacy);

@@ -44,7 +44,11 @@ pub(crate) struct Origin {
 
 impl Origin {
     /// Runs the hooks that precede a container. `pid` is a process in the pod's network namespace.
-    pub(crate) async fn run_create_hooks(&self, pid: u32, outside: Option<&Outside>) -> Result<(), TaskError> {
+    pub(crate) async fn run_create_hooks(
+        &self,
+        pid: u32,
+        outside: Option<&Outside>,
+    ) -> Result<(), TaskError> {
         if self.hooks.is_empty() {
             return Ok(());
         }

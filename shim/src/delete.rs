@@ -19,9 +19,9 @@ use oci_spec::runtime as oci;
 use protobuf::Message;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use ttrpc::context;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
+use ttrpc::context;
 
 use crate::address;
 use crate::args::Args;
@@ -115,7 +115,9 @@ impl Remains<'_> {
         }
         match timeout(LIVE_SHIM, delete_container(socket, &self.args.id)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn(&format!("the pod's shim does not delete the container: {}", chain(&error))),
+            Ok(Err(error)) => {
+                warn(&format!("the pod's shim does not delete the container: {}", chain(&error)));
+            }
             Err(_) => warn("the pod's shim does not delete the container in time"),
         }
     }
@@ -185,7 +187,8 @@ async fn delete_container(socket: &Path, id: &str) -> Result<(), ttrpc::Error> {
     let task = TaskClient::new(Client::new(Socket::from(stream)));
     let context = || context::with_duration(LIVE_SHIM);
     let id = id.to_owned();
-    let kill = KillRequest { id: id.clone(), signal: libc::SIGKILL.unsigned_abs(), all: true, ..Default::default() };
+    let kill =
+        KillRequest { id: id.clone(), signal: libc::SIGKILL.unsigned_abs(), all: true, ..Default::default() };
     // Most often it is gone already, which is as good.
     let _ = task.kill(context(), &kill).await;
     let _ = task.wait(context(), &WaitRequest { id: id.clone(), ..Default::default() }).await;

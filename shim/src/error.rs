@@ -68,12 +68,16 @@ impl TaskError {
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::Precondition(_) => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Bundle(_) | Self::NoSpec(_) | Self::Options(_) => Code::INVALID_ARGUMENT,
-            Self::Hook(HookError::Unsupported(_)) | Self::Stdio(IoError::Scheme { .. }) => Code::INVALID_ARGUMENT,
+            Self::Hook(HookError::Unsupported(_)) | Self::Stdio(IoError::Scheme { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Pod(PodError::NotFound(_)) => Code::NOT_FOUND,
             Self::Pod(PodError::Invalid(_)) => Code::INVALID_ARGUMENT,
             Self::Pod(PodError::Precondition(_)) => Code::FAILED_PRECONDITION,
-            Self::Pod(_) | Self::Stdio(_) | Self::Hook(_) | Self::Environment(_) | Self::Lost(_) => Code::UNKNOWN,
+            Self::Pod(_) | Self::Stdio(_) | Self::Hook(_) | Self::Environment(_) | Self::Lost(_) => {
+                Code::UNKNOWN
+            }
         }
     }
 }

@@ -14,9 +14,9 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
-use ttrpc::context;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
+use ttrpc::context;
 
 use crate::address;
 use crate::error::chain;
@@ -149,8 +149,8 @@ pub(crate) mod tests {
     use containerd_shim_protos::api::Empty;
     use containerd_shim_protos::events::task::{TaskExit, TaskStart};
     use containerd_shim_protos::shim_async::{Events, create_events};
-    use ttrpc::asynchronous::Server;
     use ttrpc::r#async::TtrpcContext;
+    use ttrpc::asynchronous::Server;
 
     use super::*;
 
@@ -190,7 +190,10 @@ pub(crate) mod tests {
         publisher.flush().await;
         for pid in 0..200 {
             let (topic, event) = received.try_recv().unwrap();
-            assert_eq!((topic.as_str(), event.type_url.as_str()), ("/tasks/start", "containerd.events.TaskStart"));
+            assert_eq!(
+                (topic.as_str(), event.type_url.as_str()),
+                ("/tasks/start", "containerd.events.TaskStart")
+            );
             assert_eq!(TaskStart::parse_from_bytes(&event.value).unwrap().pid, pid);
         }
         assert_eq!(received.try_recv().unwrap().0, "/tasks/exit");

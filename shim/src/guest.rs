@@ -43,7 +43,8 @@ pub(crate) trait Guest: Sized + Send + Sync + 'static {
         process: &oci::Process,
         stdio: Stdio,
     ) -> impl Future<Output = Result<Self::Process, PodError>> + Send;
-    fn processes(&self, container: &str) -> impl Future<Output = Result<Vec<(u32, String)>, PodError>> + Send;
+    fn processes(&self, container: &str)
+    -> impl Future<Output = Result<Vec<(u32, String)>, PodError>> + Send;
     fn refresh_network(&self) -> impl Future<Output = Result<(), PodError>> + Send;
     fn delete_container(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
     fn ended(&self) -> impl Future<Output = ExitReason> + Send;

@@ -54,7 +54,9 @@ pub(crate) enum HookError {
         stderr: String,
     },
     /// A kind of hook that would have to run in the guest.
-    #[error("hooks.{0} is not supported: only prestart, createRuntime and poststop hooks are, which run on the host")]
+    #[error(
+        "hooks.{0} is not supported: only prestart, createRuntime and poststop hooks are, which run on the host"
+    )]
     Unsupported(&'static str),
 }
 
@@ -104,8 +106,14 @@ impl Hooks {
             }
         }
         spec.set_hooks(None);
-        let prestart = hooks.prestart().clone().unwrap_or_default().into_iter().map(|hook| ("prestart", hook));
-        let create = hooks.create_runtime().clone().unwrap_or_default().into_iter().map(|hook| ("createRuntime", hook));
+        let prestart =
+            hooks.prestart().clone().unwrap_or_default().into_iter().map(|hook| ("prestart", hook));
+        let create = hooks
+            .create_runtime()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|hook| ("createRuntime", hook));
         let poststop = hooks.poststop().clone().unwrap_or_default();
         Ok(Self { before_create: prestart.chain(create).collect(), poststop })
     }
@@ -116,7 +124,11 @@ impl Hooks {
     }
 
     /// Runs the prestart and createRuntime hooks; the first that fails ends it.
-    pub(crate) async fn before_create(&self, state: State<'_>, outside: Option<&Outside>) -> Result<(), HookError> {
+    pub(crate) async fn before_create(
+        &self,
+        state: State<'_>,
+        outside: Option<&Outside>,
+    ) -> Result<(), HookError> {
         for (kind, hook) in &self.before_create {
             run(kind, hook, state, outside).await?;
         }
@@ -144,9 +156,11 @@ async fn run(
     let output = execute(hook, state, outside);
     let output = match hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()) {
         None => output.await,
-        Some(seconds) => deadline(seconds, output)
-            .await
-            .ok_or_else(|| HookError::Timeout { kind, path: path.clone(), seconds })?,
+        Some(seconds) => deadline(seconds, output).await.ok_or_else(|| HookError::Timeout {
+            kind,
+            path: path.clone(),
+            seconds,
+        })?,
     }
     .map_err(failed)?;
     if output.status.success() {
@@ -161,7 +175,11 @@ async fn deadline<T>(seconds: u64, future: impl Future<Output = T>) -> Option<T>
     tokio::time::timeout(Duration::from_secs(seconds), future).await.ok()
 }
 
-async fn execute(hook: &oci::Hook, state: State<'_>, outside: Option<&Outside>) -> io::Result<std::process::Output> {
+async fn execute(
+    hook: &oci::Hook,
+    state: State<'_>,
+    outside: Option<&Outside>,
+) -> io::Result<std::process::Output> {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(name).args(arguments);
@@ -218,13 +236,18 @@ mod tests {
         assert_eq!(read("order"), "prestart\nhello\n");
         let state: serde_json::Value = serde_json::from_str(&read("state")).unwrap();
         let bundle = dir.path().to_str().unwrap();
-        assert_eq!(state, json!({"ociVersion": "1.2.0", "id": "c1", "status": "creating", "pid": 7, "bundle": bundle}));
+        assert_eq!(
+            state,
+            json!({"ociVersion": "1.2.0", "id": "c1", "status": "creating", "pid": 7, "bundle": bundle})
+        );
     }
 
     #[tokio::test]
     async fn a_failing_hook_is_named_with_its_complaint_and_ends_the_list() {
         let dir = tempfile::tempdir().unwrap();
-        let hooks = hooks(json!({"createRuntime": [shell("echo no bridge >&2; exit 3"), shell("touch second")]})).unwrap();
+        let hooks =
+            hooks(json!({"createRuntime": [shell("echo no bridge >&2; exit 3"), shell("touch second")]}))
+                .unwrap();
         let error = hooks.before_create(state(dir.path()), None).await.unwrap_err();
         assert_eq!(error.to_string(), "the createRuntime hook /bin/sh failed (exit status: 3): no bridge");
         assert!(!dir.path().join("second").exists());
@@ -235,8 +258,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut hook = shell("exec sleep 1000");
         hook["timeout"] = json!(1);
-        let error =
-            hooks(json!({"createRuntime": [hook]})).unwrap().before_create(state(dir.path()), None).await.unwrap_err();
+        let error = hooks(json!({"createRuntime": [hook]}))
+            .unwrap()
+            .before_create(state(dir.path()), None)
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "the createRuntime hook /bin/sh did not end within 1 s");
     }
 

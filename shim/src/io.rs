@@ -151,7 +151,10 @@ impl Endpoints {
         let mut copies =
             Copies { stdin: None, outputs: Vec::new(), readers: Vec::new(), written, logger: self.logger };
         if let (Some(stdin), Some(stream)) = (self.stdin, streams.stdin) {
-            copies.stdin = Some(StdinCopy { task: tokio::spawn(copy_input(stdin.fifo, stream)), writer: stdin.writer.into() });
+            copies.stdin = Some(StdinCopy {
+                task: tokio::spawn(copy_input(stdin.fifo, stream)),
+                writer: stdin.writer.into(),
+            });
         }
         for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
             if let (Some(sink), Some(stream)) = (sink, stream) {

@@ -169,7 +169,10 @@ mod tests {
         let n = reader.read(&mut buffer).unwrap();
         let line = std::str::from_utf8(&buffer[..n]).unwrap();
         assert!(line.starts_with("time=\"20"), "{line}");
-        assert!(line.ends_with(" level=info msg=\"pod started\" step=\"agent ready\" us=7 pod=p1\n"), "{line}");
+        assert!(
+            line.ends_with(" level=info msg=\"pod started\" step=\"agent ready\" us=7 pod=p1\n"),
+            "{line}"
+        );
 
         let log = Logfmt { file: open().unwrap(), pod: "p1".into(), level: Level::INFO };
         tracing::subscriber::with_default(log, || (0..2000).for_each(|_| tracing::info!("{:1000}", "x")));

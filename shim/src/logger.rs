@@ -26,7 +26,10 @@ pub(crate) struct Logger {
 
 /// Starts the program that `uri` names and waits until it is ready. Returns it with the pipes for stdout and stderr; it
 /// ends when both are closed.
-pub(crate) async fn start(uri: &str, owner: Owner<'_>) -> Result<(Logger, pipe::Sender, pipe::Sender), IoError> {
+pub(crate) async fn start(
+    uri: &str,
+    owner: Owner<'_>,
+) -> Result<(Logger, pipe::Sender, pipe::Sender), IoError> {
     let (program, arguments) = parse(uri);
     let run = async {
         let (stdout_read, stdout) = pipe2(OFlag::O_CLOEXEC)?;
@@ -34,13 +37,18 @@ pub(crate) async fn start(uri: &str, owner: Owner<'_>) -> Result<(Logger, pipe::
         let (ready, ready_write) = pipe2(OFlag::O_CLOEXEC)?;
         let child = spawn(&program, &arguments, owner, vec![stdout_read, stderr_read, ready_write])?;
         // The end of this pipe is the sign, whether the program closes it or dies.
-        pipe::Receiver::from_owned_fd(ready)?.read(&mut [0]).await?;
+        pipe::Receiver::from_owned_fd(ready)?.read_to_end(&mut Vec::new()).await?;
         Ok((Logger { child }, pipe::Sender::from_owned_fd(stdout)?, pipe::Sender::from_owned_fd(stderr)?))
     };
     run.await.map_err(|e| IoError::Logger(program.clone(), e))
 }
 
-fn spawn(program: &PathBuf, arguments: &[String], owner: Owner<'_>, passed: Vec<OwnedFd>) -> io::Result<Child> {
+fn spawn(
+    program: &PathBuf,
+    arguments: &[String],
+    owner: Owner<'_>,
+    passed: Vec<OwnedFd>,
+) -> io::Result<Child> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -75,7 +83,8 @@ fn parse(uri: &str) -> (PathBuf, Vec<String>) {
     let mut arguments = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        arguments.extend([key, value].into_iter().filter(|part| !part.is_empty()).map(|part| decode(part, true)));
+        arguments
+            .extend([key, value].into_iter().filter(|part| !part.is_empty()).map(|part| decode(part, true)));
     }
     (decode(path, false).into(), arguments)
 }
@@ -99,7 +108,8 @@ mod tests {
 
     #[test]
     fn nerdctls_address_is_its_command_line() {
-        let (program, arguments) = parse("binary:///usr/bin/nerdctl?_NERDCTL_INTERNAL_LOGGING=%2Fvar%2Flib%2Fnerdctl%2F1935");
+        let (program, arguments) =
+            parse("binary:///usr/bin/nerdctl?_NERDCTL_INTERNAL_LOGGING=%2Fvar%2Flib%2Fnerdctl%2F1935");
         assert_eq!(program, PathBuf::from("/usr/bin/nerdctl"));
         assert_eq!(arguments, ["_NERDCTL_INTERNAL_LOGGING", "/var/lib/nerdctl/1935"]);
     }

@@ -172,7 +172,10 @@ mod tests {
     use super::*;
 
     fn spec(namespaces: serde_json::Value) -> oci::Spec {
-        serde_json::from_value(serde_json::json!({"ociVersion": "1.2.0", "linux": {"namespaces": namespaces}})).unwrap()
+        serde_json::from_value(
+            serde_json::json!({"ociVersion": "1.2.0", "linux": {"namespaces": namespaces}}),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -50,7 +50,8 @@ fn config_path(options: &Any) -> Result<Option<String>, protobuf::Error> {
 
 /// Skips a field of no interest.
 fn skip(input: &mut CodedInputStream<'_>, tag: u32) -> Result<(), protobuf::Error> {
-    let wire_type = protobuf::rt::WireType::new(tag & 7).ok_or_else(|| std::io::Error::other("unknown wire type"))?;
+    let wire_type =
+        protobuf::rt::WireType::new(tag & 7).ok_or_else(|| std::io::Error::other("unknown wire type"))?;
     input.skip_field(wire_type)
 }
 

@@ -18,8 +18,8 @@ use containerd_shim_protos::topics;
 use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
-use monohull_runtime::timeline::Timeline;
 use monohull_runtime::state;
+use monohull_runtime::timeline::Timeline;
 use oci_spec::runtime as oci;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -230,7 +230,11 @@ impl<G: Guest> PodTasks<G> {
         Ok(process)
     }
 
-    async fn create_member(&self, origin: &Origin, container: ContainerConfig) -> Result<G::Process, TaskError> {
+    async fn create_member(
+        &self,
+        origin: &Origin,
+        container: ContainerConfig,
+    ) -> Result<G::Process, TaskError> {
         let vm = self.vm()?;
         origin.run_create_hooks(self.info.pid, self.outside()?).await?;
         Ok(vm.create_container(container).await?)
@@ -258,10 +262,17 @@ impl<G: Guest> PodTasks<G> {
     }
 
     /// Sets the size of a terminal, now or once it exists.
-    pub(crate) async fn resize(&self, id: &str, exec_id: &str, columns: u32, rows: u32) -> Result<(), TaskError> {
+    pub(crate) async fn resize(
+        &self,
+        id: &str,
+        exec_id: &str,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), TaskError> {
         let (_, process) = self.find(id, exec_id)?;
         let size = |value: u32| {
-            u16::try_from(value).map_err(|_| TaskError::Invalid(format!("a terminal of {columns} × {rows} is too large")))
+            u16::try_from(value)
+                .map_err(|_| TaskError::Invalid(format!("a terminal of {columns} × {rows} is too large")))
         };
         let (columns, rows) = (size(columns)?, size(rows)?);
         match process.phase() {
@@ -359,7 +370,8 @@ fn read_origin(request: &CreateTaskRequest) -> Result<Origin, TaskError> {
 /// The mounts of the request, or without any (CRI-O) the directory of the configuration.
 fn rootfs(request: &CreateTaskRequest, origin: &Origin) -> Result<Rootfs, TaskError> {
     if request.rootfs.is_empty() {
-        let root = origin.spec.root().as_ref().ok_or_else(|| TaskError::Invalid("root.path is missing".into()))?;
+        let root =
+            origin.spec.root().as_ref().ok_or_else(|| TaskError::Invalid("root.path is missing".into()))?;
         return Ok(Rootfs::Directory(origin.bundle.join(root.path())));
     }
     let mount = |mount: &containerd_shim_protos::api::Mount| Mount {

@@ -61,6 +61,12 @@ impl<P: GuestProcess> TaskProcess<P> {
         self.turn.lock().await
     }
 
+    /// Whether somebody has the turn.
+    #[cfg(test)]
+    pub(crate) fn is_changing(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
     /// The phase at this moment; it stays only for the holder of the turn.
     pub(crate) fn phase(&self) -> Phase<P> {
         self.phase.borrow().clone()

@@ -14,8 +14,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{dup2_stdin, setsid};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use ttrpc::asynchronous::Server;
 use ttrpc::r#async::transport::Listener;
+use ttrpc::asynchronous::Server;
 
 use crate::args::Args;
 use crate::bootstrap::TTRPC_ADDRESS;

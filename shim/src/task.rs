@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
-    DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
-    ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
-    StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
 };
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
@@ -29,10 +30,16 @@ use crate::pod::PodTasks;
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
 /// The service, under both its names.
-pub(crate) fn services<G: Guest>(pod: &Arc<PodTasks<G>>, socket: &std::path::Path) -> HashMap<String, Service> {
+pub(crate) fn services<G: Guest>(
+    pod: &Arc<PodTasks<G>>,
+    socket: &std::path::Path,
+) -> HashMap<String, Service> {
     let named = |name: &str| {
         let service = TaskService { pod: pod.clone(), socket: socket.into() };
-        create_task(Arc::new(service)).into_values().map(|service| (name.to_owned(), service)).collect::<Vec<_>>()
+        create_task(Arc::new(service))
+            .into_values()
+            .map(|service| (name.to_owned(), service))
+            .collect::<Vec<_>>()
     };
     SERVICES.into_iter().flat_map(named).collect()
 }
@@ -62,7 +69,11 @@ fn exec_process(spec: &Any) -> Result<oci::Process, TaskError> {
 
 #[async_trait]
 impl<G: Guest> Task for TaskService<G> {
-    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
         let pid = run(self.pod.clone().create(request)).await?;
         Ok(CreateTaskResponse { pid, ..Default::default() })
     }
@@ -140,7 +151,8 @@ impl<G: Guest> Task for TaskService<G> {
             }
             Ok(info)
         };
-        let processes = self.pod.pids(&request.id).await?.into_iter().map(info).collect::<ttrpc::Result<_>>()?;
+        let processes =
+            self.pod.pids(&request.id).await?.into_iter().map(info).collect::<ttrpc::Result<_>>()?;
         Ok(PidsResponse { processes, ..Default::default() })
     }
 

@@ -24,10 +24,12 @@ fn client(path: &str, write: bool) -> File {
 fn guest(paths: &StdioPaths) -> (Streams, Streams) {
     let wanted = paths.wanted(None);
     let pair = |wanted: bool| {
-        let (ours, theirs) = if wanted { UnixStream::pair().map(|(a, b)| (Some(a), Some(b))).unwrap() } else { (None, None) };
+        let (ours, theirs) =
+            if wanted { UnixStream::pair().map(|(a, b)| (Some(a), Some(b))).unwrap() } else { (None, None) };
         (ours, theirs)
     };
-    let ((stdin, a), (stdout, b), (stderr, c)) = (pair(wanted.stdin), pair(wanted.stdout), pair(wanted.stderr));
+    let ((stdin, a), (stdout, b), (stderr, c)) =
+        (pair(wanted.stdin), pair(wanted.stdout), pair(wanted.stderr));
     (Streams { stdin, stdout, stderr }, Streams { stdin: a, stdout: b, stderr: c })
 }
 
@@ -65,7 +67,8 @@ async fn stdin_survives_detach_and_ends_with_close_io() {
 #[tokio::test]
 async fn stdin_whose_writer_never_comes_blocks_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let paths = StdioPaths { stdin: fifo(dir.path(), "in"), stdout: fifo(dir.path(), "out"), ..Default::default() };
+    let paths =
+        StdioPaths { stdin: fifo(dir.path(), "in"), stdout: fifo(dir.path(), "out"), ..Default::default() };
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     let (ours, theirs) = guest(&paths);
     let mut copies = endpoints.connect(ours);
@@ -82,7 +85,10 @@ async fn a_large_output_arrives_whole_and_ends_the_fifo_without_a_delete() {
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     // From here on reads may block: there is a writer.
     let blocking = OpenOptions::new().read(true).open(&paths.stdout).unwrap();
-    reader = { drop(reader); tokio::fs::File::from_std(blocking) };
+    reader = {
+        drop(reader);
+        tokio::fs::File::from_std(blocking)
+    };
     let (ours, theirs) = guest(&paths);
     let copies = endpoints.connect(ours);
 
@@ -170,7 +176,8 @@ async fn a_logging_program_gets_both_streams_and_its_environment() {
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 
-    let paths = StdioPaths { stdout: format!("binary://{}?key=value", script.display()), ..Default::default() };
+    let paths =
+        StdioPaths { stdout: format!("binary://{}?key=value", script.display()), ..Default::default() };
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     let (ours, theirs) = guest(&paths);
     let copies = endpoints.connect(ours);
@@ -192,6 +199,10 @@ async fn paths_that_cannot_be_used_are_named() {
     assert_eq!(scheme, "stdout stream://x is not supported: it is a path, file:// or binary://");
     let missing = refused(StdioPaths { stderr: "/nonexistent/e".into(), ..Default::default() }).await;
     assert_eq!(missing, "cannot open stderr /nonexistent/e: No such file or directory (os error 2)");
-    let program = refused(StdioPaths { stdout: "binary:///nonexistent/b".into(), ..Default::default() }).await;
-    assert_eq!(program, "cannot start the logging program /nonexistent/b: No such file or directory (os error 2)");
+    let program =
+        refused(StdioPaths { stdout: "binary:///nonexistent/b".into(), ..Default::default() }).await;
+    assert_eq!(
+        program,
+        "cannot start the logging program /nonexistent/b: No such file or directory (os error 2)"
+    );
 }

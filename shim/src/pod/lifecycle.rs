@@ -135,7 +135,13 @@ impl<G: Guest> PodTasks<G> {
             ..Default::default()
         };
         self.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
-        tracing::info!(container = container_id, exec = exec_id, code = exit.code, oom = exit.oom, "process has ended");
+        tracing::info!(
+            container = container_id,
+            exec = exec_id,
+            code = exit.code,
+            oom = exit.oom,
+            "process has ended"
+        );
     }
 
     /// Signals a process, or with `all` every process of the container.
@@ -234,11 +240,11 @@ impl<G: Guest> PodTasks<G> {
         }
         // Before the container is forgotten anywhere: a crash in between repeats the hooks and does not skip them.
         container.origin.run_poststop_hooks(self.outside()?).await;
-        if let Ok(vm) = self.vm() {
-            if let Err(error) = vm.delete_container(id).await {
-                // The guest has lost it or is lost itself: what is left of the container goes with the VM.
-                tracing::warn!(container = id, error = chain(&error), "guest has not removed the container");
-            }
+        if let Ok(vm) = self.vm()
+            && let Err(error) = vm.delete_container(id).await
+        {
+            // The guest has lost it or is lost itself: what is left of the container goes with the VM.
+            tracing::warn!(container = id, error = chain(&error), "guest has not removed the container");
         }
         let last = {
             let mut containers = self.containers();
@@ -266,10 +272,10 @@ impl<G: Guest> PodTasks<G> {
 /// killed them; in a shared one that is for us to do.
 async fn end_execs<P: GuestProcess>(container: &Container<P>, init: &P) {
     let execs = container.begin_end();
-    if container.origin.shares_pids {
-        if let Err(error) = init.signal(SIGKILL, true).await {
-            tracing::debug!(error = chain(&error), "no process is left to kill");
-        }
+    if container.origin.shares_pids
+        && let Err(error) = init.signal(SIGKILL, true).await
+    {
+        tracing::debug!(error = chain(&error), "no process is left to kill");
     }
     for exec in execs {
         // Once its turn comes it is not just being started.
