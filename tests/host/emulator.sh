@@ -6,14 +6,14 @@
 tools_size=2G
 payload_size=2G
 
-# emulator MODE IMAGE DIR [ARG…]: runs QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs, payload.erofs and
+# emulator MODE IMAGE INITRAMFS DIR [ARG…]: runs QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs, payload.erofs and
 # the FIFOs control.in and control.out, and receives console.log, output and results.
 #
 # SVM is the only nested virtualisation QEMU emulates. EPYC with nested paging, on q35, is what was found to
 # boot reliably and quickest (without nested paging a guest's boot takes four times as long).
 emulator() {
-    local mode=$1 image=$2 dir=$3
-    shift 3
+    local mode=$1 image=$2 initramfs=$3 dir=$4
+    shift 4
     local accel=(-accel tcg,thread=multi -smp "$host_cpus")
     if [ "$mode" = icount ]; then
         accel=(-accel tcg,thread=single -icount shift=0,sleep=off -smp 1)
@@ -27,7 +27,7 @@ emulator() {
     local cpu=EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec
     qemu-system-x86_64 -name monohull-test-host -M q35 "${accel[@]}" -cpu "$cpu" -m "$host_memory" \
         -nodefaults -no-user-config -display none -no-reboot \
-        -kernel "$image/vmlinuz" -initrd "$image/initramfs" \
+        -kernel "$image/vmlinuz" -initrd "$initramfs" \
         -append 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on' \
         -serial "file:$dir/console.log" \
         "${disks[@]}" \
