@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig};
-use monohull_vmm::client;
+use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::RUNS;
@@ -53,17 +53,17 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), vsock.as_fd()];
-    let (mut child, channel) = client::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
+    let mut vmm = Vmm::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
     let mut reason = None;
     loop {
-        poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
-        match channel.receive::<FromVmm>().map_err(io::Error::other)? {
+        poll(&mut [PollFd::new(vmm.socket(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        match vmm.receive()? {
             Some((FromVmm::Event(Event::Exited { reason: end }), _)) => reason = Some(end),
             Some(_) => {}
             None => break,
         }
     }
-    child.wait()?;
+    vmm.wait()?;
     match reason {
         Some(ExitReason::GuestShutdown) => Ok(()),
         other => Err(io::Error::other(format!("the guest ended with {other:?}"))),

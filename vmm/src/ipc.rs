@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +23,9 @@ pub enum IpcError {
     #[error("message between a pod's owner and its VMM is not valid")]
     Message(#[source] serde_json::Error),
     /// A message or its descriptors are larger than allowed.
-    #[error("message between a pod's owner and its VMM is larger than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors")]
+    #[error(
+        "message between a pod's owner and its VMM is larger than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors"
+    )]
     TooLarge,
 }
 
@@ -31,6 +33,15 @@ impl IpcError {
     /// Whether the call would have had to wait on a non-blocking socket.
     pub fn would_block(&self) -> bool {
         matches!(self, Self::Socket(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl From<IpcError> for io::Error {
+    fn from(error: IpcError) -> Self {
+        match error {
+            IpcError::Socket(error) => error,
+            other => Self::new(io::ErrorKind::InvalidData, other),
+        }
     }
 }
 
@@ -43,7 +54,8 @@ pub struct Channel {
 impl Channel {
     /// Two connected ends, blocking and close-on-exec.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (one, other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self { socket: one }, Self { socket: other }))
     }
 
@@ -75,7 +87,11 @@ impl Channel {
 
     /// Receives one message; `None` when the other end is closed.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, IpcError> {
-        let mut data = vec![0; MAX_MESSAGE];
+        // The length first: most messages are short, and an idle pod's process should stay so.
+        let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
+        let (_, length) =
+            recv(&self.socket, &mut [0u8; 0][..], peek).map_err(|error| IpcError::Socket(error.into()))?;
+        let mut data = vec![0; length.min(MAX_MESSAGE)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let message =
@@ -141,6 +157,34 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let many = vec![file.as_fd(); MAX_FDS + 1];
         assert!(matches!(one.send(&1, &many), Err(IpcError::TooLarge)));
+    }
+
+    #[test]
+    fn the_message_after_a_refused_one_is_whole() {
+        let (one, other) = Channel::pair().unwrap();
+        for bad in [b"1 2".to_vec(), b"{".to_vec(), vec![b' '; MAX_MESSAGE + 1]] {
+            rustix::net::send(&one, &bad, SendFlags::empty()).unwrap();
+            assert!(other.receive::<u32>().is_err());
+        }
+        one.send(&5, &[]).unwrap();
+        assert_eq!(other.receive::<u32>().unwrap().unwrap().0, 5);
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_none_of_them_stays_open() {
+        let (one, other) = Channel::pair().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
+        // A peer that does not use our `send`.
+        let many = [write.as_fd(); MAX_FDS + 3];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(&one, &[IoSlice::new(b"1")], &mut ancillary, SendFlags::empty()).unwrap();
+        drop(write);
+
+        assert!(matches!(other.receive::<u32>(), Err(IpcError::TooLarge)));
+
+        assert_eq!(io::Read::read(&mut read, &mut [0]).unwrap(), 0, "the end: no write end is open");
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! The devices a guest sees, one folder each.
+//! The devices a guest sees, one folder each; the debug console is a file.
 
 pub mod balloon;
 pub mod blk;
 pub mod net;
 mod queue;
 pub mod rng;
+pub(crate) mod serial;
 pub mod vsock;
 
 /// Reads `data.len()` bytes at `offset` of a configuration space; bytes beyond its end read as zero.

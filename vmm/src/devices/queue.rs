@@ -122,6 +122,21 @@ pub(crate) fn drain<'m>(
     Ok(drained)
 }
 
+/// The next chain of a queue. When there is none, the driver is asked to kick once there is.
+pub(crate) fn next_chain<'m>(
+    queue: &mut Queue,
+    mem: &'m GuestMemoryMmap,
+) -> Result<Option<Chain<'m>>, Violation> {
+    if let Some(chain) = queue.iter(mem)?.next() {
+        return Ok(Some(chain));
+    }
+    if !queue.enable_notification(mem)? {
+        return Ok(None);
+    }
+    // The available ring's index says that there is one now. If not, the ring can't be read.
+    queue.iter(mem)?.next().map(Some).ok_or(Violation)
+}
+
 /// The events by which a driver kicks a device's queues.
 #[derive(Debug)]
 pub(crate) struct Kicks {

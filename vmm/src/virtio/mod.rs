@@ -4,8 +4,10 @@ mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 mod interrupt;
+mod mmio;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod mock;
 
 pub use device::{ActivateError, Active, GuestMemory, VirtioDevice};
 pub use interrupt::Interrupt;
+pub use mmio::MmioTransport;

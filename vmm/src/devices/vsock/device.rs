@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_LEN, Header};
-use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain};
+use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain, next_chain};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
 
@@ -144,27 +144,17 @@ fn give_packets(
 ) -> Result<Drained, Violation> {
     let used_before = queue.next_used();
     let mut drained = Drained::More;
-    let mut promised = false;
     queue.disable_notification(mem)?;
     for _ in 0..PACKETS {
         if !muxer.has_packets() {
             drained = Drained::Empty;
             break;
         }
-        let Some(chain) = queue.iter(mem)?.next() else {
-            if promised {
-                // The available ring's index says that there are chains, but the ring can't be read.
-                return Err(Violation);
-            }
-            promised = queue.enable_notification(mem)?;
-            if promised {
-                continue;
-            }
+        let Some(chain) = next_chain(queue, mem)? else {
             muxer.set_reading(false);
             drained = Drained::Empty;
             break;
         };
-        promised = false;
         muxer.set_reading(true);
         let head = chain.head_index();
         let mut writer = chain.writer(mem)?;
@@ -185,22 +175,15 @@ fn give_packets(
 
 /// Tells the guest of a transport reset. `false` when it has given no buffer for that.
 fn send_reset(queue: &mut Queue, mem: &GuestMemoryMmap, interrupt: &Interrupt) -> Result<bool, Violation> {
-    for _ in 0..2 {
-        if let Some(chain) = queue.iter(mem)?.next() {
-            let head = chain.head_index();
-            let event = TRANSPORT_RESET.to_le_bytes();
-            chain.writer(mem)?.write_all(&event).map_err(|_| Violation)?;
-            queue.add_used(mem, head, u32::try_from(event.len()).unwrap_or(0))?;
-            if queue.needs_notification(mem)? {
-                interrupt.used();
-            }
-            return Ok(true);
-        }
-        if !queue.enable_notification(mem)? {
-            break;
-        }
+    let Some(chain) = next_chain(queue, mem)? else { return Ok(false) };
+    let head = chain.head_index();
+    let event = TRANSPORT_RESET.to_le_bytes();
+    chain.writer(mem)?.write_all(&event).map_err(|_| Violation)?;
+    queue.add_used(mem, head, u32::try_from(event.len()).unwrap_or(0))?;
+    if queue.needs_notification(mem)? {
+        interrupt.used();
     }
-    Ok(false)
+    Ok(true)
 }
 
 impl VirtioDevice for Vsock {

@@ -1,0 +1,304 @@
+//! The network device: its link, features and events.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::rx::{Outcome, Receiver};
+use super::tap::{Offloads, Port, Tap, TapError};
+use super::tx::Sender;
+use crate::devices::queue::{Drained, Kicks, Violation};
+use crate::devices::read_config;
+use crate::virtio::{ActivateError, Active, VirtioDevice};
+
+const QUEUE_SIZES: [u16; 2] = [256; 2];
+const RX: usize = 0;
+const TX: usize = 1;
+/// The event of the port, after those of the queues.
+const PORT: usize = 2;
+const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_STATUS;
+
+/// A tap that can't be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The interface has one.
+    #[error("the interface already has a tap")]
+    Attached,
+    /// It can't be used.
+    #[error("can't use the descriptor as a tap")]
+    Tap(#[source] TapError),
+    /// It can't be configured or watched.
+    #[error("can't join the tap to the interface")]
+    Join(#[source] io::Error),
+}
+
+/// What the driver negotiated, and its two directions.
+#[derive(Debug)]
+struct Serving {
+    driver: Active,
+    receiver: Receiver,
+    sender: Sender,
+}
+
+#[derive(Debug)]
+enum State {
+    Inactive,
+    Active(Serving),
+}
+
+/// A port and what it is watched for.
+#[derive(Debug)]
+struct Plugged {
+    port: Box<dyn Port>,
+    watched: Option<EpollFlags>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down,
+    Up(Plugged),
+}
+
+/// The network device. Its link is down until a tap is attached.
+///
+/// Its MAC address is locally administered and random, so that the guest need not make one up; whoever configures the
+/// interface sets the real one.
+#[derive(Debug)]
+pub struct Net {
+    mac: [u8; 6],
+    kicks: Kicks,
+    /// An epoll set for the port alone: it comes and goes without the event loop.
+    epoll: Epoll,
+    link: Link,
+    state: State,
+}
+
+impl Net {
+    /// A network device without a tap. Fails when the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            mac: random_mac(),
+            kicks: Kicks::new(QUEUE_SIZES.len())?,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            link: Link::Down,
+            state: State::Inactive,
+        })
+    }
+
+    /// Joins the interface to `tap`, a tap device with `IFF_NO_PI` and `IFF_VNET_HDR`, and brings its link up. From any
+    /// thread; frames flow once the event loop runs and the driver is ready.
+    ///
+    /// When the tap fails later, because its device was removed, the link goes down and another may be attached.
+    pub fn attach(&mut self, tap: File) -> Result<(), AttachError> {
+        self.plug(Box::new(Tap::new(tap).map_err(AttachError::Tap)?))
+    }
+
+    /// [`Self::attach`] for any port.
+    pub(super) fn plug(&mut self, port: Box<dyn Port>) -> Result<(), AttachError> {
+        if matches!(self.link, Link::Up(_)) {
+            return Err(AttachError::Attached);
+        }
+        port.set_offloads(self.offloads()).map_err(AttachError::Join)?;
+        self.link = Link::Up(Plugged { port, watched: None });
+        if let Err(error) = self.watch() {
+            self.link = Link::Down;
+            return Err(AttachError::Join(error));
+        }
+        self.link_changed();
+        Ok(())
+    }
+
+    /// What the driver can cope with in the frames it is given.
+    fn offloads(&self) -> Offloads {
+        let State::Active(Serving { driver, .. }) = &self.state else { return Offloads::default() };
+        let has = |bit: u32| driver.features & 1 << bit != 0;
+        Offloads {
+            checksum: has(VIRTIO_NET_F_GUEST_CSUM),
+            tso4: has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: has(VIRTIO_NET_F_GUEST_TSO6),
+        }
+    }
+
+    fn link_changed(&self) {
+        // A driver that is not ready yet reads the status when it is.
+        if let State::Active(Serving { driver, .. }) = &self.state
+            && driver.features & 1 << VIRTIO_NET_F_STATUS != 0
+        {
+            driver.interrupt.config_changed();
+        }
+    }
+
+    /// Watches the port for what can be done with it now. A port for which there is nothing to do is not watched at
+    /// all, for errors are always reported.
+    fn watch(&mut self) -> io::Result<()> {
+        let Link::Up(Plugged { port, watched }) = &mut self.link else { return Ok(()) };
+        let mut flags = EpollFlags::empty();
+        if let State::Active(Serving { receiver, sender, .. }) = &self.state {
+            flags.set(EpollFlags::EPOLLIN, receiver.wants_frames());
+            flags.set(EpollFlags::EPOLLOUT, sender.wants_room());
+        }
+        let wanted = (!flags.is_empty()).then_some(flags);
+        match (*watched, wanted) {
+            (from, to) if from == to => {}
+            (Some(_), None) => self.epoll.delete(&**port)?,
+            (None, Some(flags)) => self.epoll.add(&**port, EpollEvent::new(flags, 0))?,
+            (Some(_), Some(flags)) => self.epoll.modify(&**port, &mut EpollEvent::new(flags, 0))?,
+            (None, None) => {}
+        }
+        *watched = wanted;
+        Ok(())
+    }
+
+    /// The port failed: the link goes down.
+    fn unplug(&mut self, error: &io::Error) {
+        let Link::Up(Plugged { port, watched }) = std::mem::replace(&mut self.link, Link::Down) else {
+            return;
+        };
+        eprintln!("network device: link down, its tap failed: {error}");
+        if watched.is_some() {
+            // Its owner may hold the same tap, so that closing it would not remove it.
+            let _ = self.epoll.delete(&*port);
+        }
+        if let State::Active(Serving { receiver, sender, .. }) = &mut self.state {
+            receiver.clear();
+            sender.clear();
+            // Frames that wait for the port have nothing to wait for.
+            self.kicks.repeat(TX);
+        }
+        self.link_changed();
+    }
+
+    fn serve(&mut self, source: usize) -> Result<Outcome, Violation> {
+        let State::Active(Serving { driver, receiver, sender }) = &mut self.state else {
+            return Ok(Outcome::Served);
+        };
+        let Active { mem, queues, interrupt, .. } = driver;
+        let [rx, tx] = queues.as_mut_slice() else { return Ok(Outcome::Served) };
+        let port = match &self.link {
+            Link::Up(plugged) => Some(&*plugged.port),
+            Link::Down => None,
+        };
+        if source == RX {
+            receiver.refilled();
+        }
+        if source != TX
+            && let Some(port) = port
+            && let unplugged @ Outcome::Unplugged(_) = receiver.serve(port, rx, mem, interrupt)?
+        {
+            return Ok(unplugged);
+        }
+        if source == TX || (source == PORT && sender.wants_room()) {
+            let (drained, outcome) = sender.serve(port, tx, mem, interrupt)?;
+            if drained == Drained::More {
+                self.kicks.repeat(TX);
+            }
+            return Ok(outcome);
+        }
+        Ok(Outcome::Served)
+    }
+}
+
+/// A locally administered address from the process's random hash keys.
+fn random_mac() -> [u8; 6] {
+    let [a, b, c, d, e, ..] = RandomState::new().hash_one(()).to_le_bytes();
+    [2, a, b, c, d, e]
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let status = if matches!(self.link, Link::Up(_)) { VIRTIO_NET_S_LINK_UP } else { 0 };
+        // virtio 1.2 §5.1.4: the address, then 16 bits of status.
+        let [a, b, c, d, e, f] = self.mac;
+        let [low, high, ..] = status.to_le_bytes();
+        read_config(&[a, b, c, d, e, f, low, high], offset, data);
+    }
+
+    fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
+        if active.queues.len() != QUEUE_SIZES.len() {
+            return Err(ActivateError("a network device has two queues".to_owned()));
+        }
+        let mergeable = active.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        self.state = State::Active(Serving {
+            driver: active,
+            receiver: Receiver::new(mergeable),
+            sender: Sender::new(),
+        });
+        if let Link::Up(plugged) = &self.link {
+            let set = plugged.port.set_offloads(self.offloads());
+            if let Err(error) = set.and_then(|()| self.watch()) {
+                self.unplug(&error);
+            }
+        }
+        // Serves what the driver made available before it was ready.
+        self.kicks.repeat(TX);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Inactive;
+        // Without a driver the port is only removed from the set, which can't fail.
+        let _ = self.watch();
+    }
+}
+
+impl MutEventSubscriber for Net {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.kicks.watch(ops, "network device");
+        if let Err(error) = ops.add(Events::with_data(&self.epoll.0, PORT as u32, EventSet::IN)) {
+            eprintln!("network device: can't watch taps: {error}");
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let source = self.kicks.acknowledge(&events);
+        match self.serve(source) {
+            Ok(Outcome::Served) => {
+                if let Err(error) = self.watch() {
+                    self.unplug(&error);
+                }
+            }
+            Ok(Outcome::Unplugged(error)) => self.unplug(&error),
+            Err(Violation) => {
+                if let State::Active(serving) = &self.state {
+                    serving.driver.interrupt.needs_reset();
+                }
+                self.reset();
+            }
+        }
+    }
+}
