@@ -4,6 +4,8 @@
 
 pub mod agent;
 pub mod container;
+#[cfg(test)]
+mod fake;
 pub mod network;
 pub mod pod;
 pub mod process;
