@@ -119,6 +119,8 @@ struct Fake {
     streams: Mutex<HashMap<String, UnixStream>>,
     /// Exit codes by container and exec id; a process without one runs.
     exits: watch::Sender<HashMap<(String, String), u32>>,
+    /// Told when the agent's connection shall close while the VM goes on.
+    lose_agent: tokio::sync::Notify,
 }
 
 impl Fake {
@@ -130,8 +132,14 @@ impl Fake {
         let vsock = std::os::unix::net::UnixListener::from(fds.into_iter().nth(vsock).unwrap());
         vsock.set_nonblocking(true).unwrap();
         let vsock = UnixListener::from_std(vsock).unwrap();
-        let fake =
-            Arc::new(Self { mode, dir, control, streams: Mutex::default(), exits: watch::Sender::default() });
+        let fake = Arc::new(Self {
+            mode,
+            dir,
+            control,
+            streams: Mutex::default(),
+            exits: watch::Sender::default(),
+            lose_agent: tokio::sync::Notify::new(),
+        });
         fake.note(&format!("boot {} nics={} cpus={}", config.name, config.nics, config.vcpus));
         match mode {
             Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
@@ -158,7 +166,13 @@ impl Fake {
         server.start().await.unwrap();
         let requests = fake.clone();
         std::thread::spawn(move || requests.serve_requests());
-        fake.serve_streams(vsock).await;
+        tokio::select! {
+            () = fake.serve_streams(vsock) => {}
+            () = fake.lose_agent.notified() => {
+                server.disconnect().await;
+                std::future::pending::<()>().await;
+            }
+        }
         drop(stray);
     }
 
@@ -226,7 +240,8 @@ impl Fake {
         let name = stdio.map(|stdio| stdio.stdout.clone()).unwrap_or_default();
         let stream = self.streams.lock().unwrap().remove(&name);
         if let Some(mut stream) = stream {
-            stream.write_all(text.as_bytes()).await.unwrap();
+            // The host may have given up.
+            let _ = stream.write_all(text.as_bytes()).await;
         }
     }
 }
@@ -281,6 +296,10 @@ impl agent_ttrpc::Agent for Fake {
         self.note(&format!("start {}", request.container_id));
         if request.container_id == "no-start" {
             return refuse(ttrpc::Code::INTERNAL, "no");
+        }
+        if request.container_id == "lose-agent" {
+            self.lose_agent.notify_one();
+            std::future::pending::<()>().await;
         }
         Ok(proto::Empty::new())
     }

@@ -4,8 +4,6 @@
 //! here waits for it without a deadline or its process descriptor.
 
 mod owner;
-#[cfg(test)]
-mod tests;
 
 use std::fs::File;
 use std::io;
@@ -41,8 +39,8 @@ pub enum VmError {
         source: io::Error,
     },
     /// The VMM does not start.
-    #[error("cannot run {0} (`vmm` in the settings)")]
-    Spawn(PathBuf, #[source] SpawnError),
+    #[error("the pod's VM is not started (`vmm` in the settings names its program)")]
+    Spawn(#[source] SpawnError),
     /// The VMM's socket or process can't be watched.
     #[error("cannot watch over the VMM")]
     Watch(#[source] io::Error),
@@ -152,7 +150,7 @@ impl Vm {
         timeline: Timeline,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let process = Vmm::spawn(vmm, config, &fds).map_err(|e| VmError::Spawn(vmm.to_owned(), e))?;
+        let process = Vmm::spawn(vmm, config, &fds).map_err(VmError::Spawn)?;
         timeline.mark("vmm started");
         let pid = i32::try_from(process.pid()).map_err(|e| VmError::Watch(io::Error::other(e)))?;
         let (commands, command_receiver) = mpsc::unbounded_channel();

@@ -188,6 +188,17 @@ async fn wait_ends_with_the_vm_whatever_kills_it() {
 }
 
 #[tokio::test]
+async fn an_agent_that_closes_its_connection_takes_the_pod_with_it() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) =
+        Pod::start_with(pod_config(&host), container_config(&host, "lose-agent")).await.unwrap();
+    let error = process.start().await.unwrap_err();
+    assert!(error.to_string().contains("agent closed its connection"), "{error}");
+    assert_eq!(process.wait().await.code, 137);
+    assert!(!runs(pod.vmm_pid()));
+}
+
+#[tokio::test]
 async fn several_containers_are_created_at_once_and_no_id_twice() {
     let host = Host::new(Mode::Good);
     let pod = start(&host).await;
