@@ -2,6 +2,8 @@
 //!
 //! [`pod::Pod`] owns a VM; [`process::Process`] is one process in it. The shim and `monohull run` are thin users.
 
+pub mod check;
+pub mod image;
 pub mod pod;
 pub mod process;
 pub mod rootfs;
