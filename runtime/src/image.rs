@@ -13,6 +13,7 @@ mod tests;
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -36,9 +37,12 @@ pub enum ImageError {
     /// A file or directory of the image can't be read, or its unpacked form not be written.
     #[error("cannot read {0:?} of the image")]
     Read(String, #[source] io::Error),
+    /// The image itself can't be opened.
+    #[error("cannot open it")]
+    Open(#[source] io::Error),
     /// Not an image at all.
-    #[error("{0:?} is neither an OCI image layout nor a `docker save` archive")]
-    Unknown(PathBuf),
+    #[error("it is neither an OCI image layout nor a complete `docker save` archive")]
+    Unknown,
     /// A document that isn't what the specification says.
     #[error("{0:?} of the image is not valid")]
     Parse(String, #[source] serde_json::Error),
@@ -155,14 +159,13 @@ struct DiffIds {
 impl Image {
     /// Opens the image at `path`. `scratch` is an existing directory, used only for a compressed archive.
     pub fn open(path: &Path, scratch: &Path) -> Result<Self, ImageError> {
-        let store =
-            Store::open(path, scratch).map_err(|e| ImageError::Read(path.display().to_string(), e))?;
+        let store = Store::open(path, scratch)?;
         let (config, config_digest, layers) = if store.has("oci-layout") && store.has("index.json") {
             from_layout(&store)?
         } else if matches!(store, Store::Archive { .. }) && store.has("manifest.json") {
             from_saved(&store)?
         } else {
-            return Err(ImageError::Unknown(path.to_owned()));
+            return Err(ImageError::Unknown);
         };
         let document: Document = document(&store, &config, config_digest.as_deref())?;
         if document.os != "linux" || document.architecture != "amd64" {
@@ -191,18 +194,19 @@ impl Image {
 
     /// Unpacks all layers into `directory`, which is empty and must not be reachable by other users: the image's
     /// set-id programs and device nodes are in it. Needs root for the owners of files. What is there after an error
-    /// is not to be used.
-    pub fn unpack(&self, directory: &Path) -> Result<(), ImageError> {
+    /// is not to be used. Setting `stop` makes it fail soon.
+    pub fn unpack(&self, directory: &Path, stop: &AtomicBool) -> Result<(), ImageError> {
         let tree = Tree::open(directory).map_err(|e| ImageError::Destination(directory.to_owned(), e))?;
         for (number, layer) in (1..).zip(&self.layers) {
-            self.apply(number, layer, &tree)?;
+            self.apply(number, layer, &tree, stop)?;
         }
         Ok(())
     }
 
-    fn apply(&self, number: usize, layer: &Layer, tree: &Tree) -> Result<(), ImageError> {
+    fn apply(&self, number: usize, layer: &Layer, tree: &Tree, stop: &AtomicBool) -> Result<(), ImageError> {
         let read = |error| ImageError::Read(layer.name.clone(), error);
-        let mut blob = Digesting::new(self.store.read(&layer.name).map_err(read)?);
+        let inner = self.store.read(&layer.name).map_err(read)?;
+        let mut blob = Digesting::new(Stoppable { inner, stop });
         let mut buffered = BufReader::with_capacity(64 << 10, &mut blob);
         let mut plain = match buffered.fill_buf().map_err(read)? {
             [0x1f, 0x8b, ..] => {
@@ -303,10 +307,7 @@ fn from_saved(store: &Store) -> Result<Parts, ImageError> {
         [only] => only,
         several => {
             let tags = several.iter().flat_map(|image| image.repo_tags.iter().flatten());
-            return Err(ImageError::Several(
-                several.len(),
-                tags.cloned().collect::<Vec<_>>().join(", "),
-            ));
+            return Err(ImageError::Several(several.len(), tags.cloned().collect::<Vec<_>>().join(", ")));
         }
     };
     // Most writers name the configuration after its digest: "<hex>.json", "blobs/sha256/<hex>" or "sha256:<hex>".
@@ -352,6 +353,21 @@ fn sha256(hash: Sha256) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// Fails instead of reading once `stop` is set.
+struct Stoppable<'a, R> {
+    inner: R,
+    stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("stopped on request"));
+        }
+        self.inner.read(buffer)
+    }
 }
 
 /// Hashes what is read through it.

@@ -198,9 +198,7 @@ impl Layer<'_> {
     fn hide(&self, parent: &Path, name: &OsStr) -> io::Result<()> {
         match self.tree.directory(parent) {
             Ok(parent) => remove(parent.as_fd(), name, &self.own, 0).map(drop),
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-            {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(())
             }
             Err(error) => Err(error),

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
 use tar::EntryType;
+
+use super::ImageError;
 
 /// Most links in a row between members of an archive; `docker save` wrote one for a layer that occurs twice.
 const MAX_LINKS: u32 = 4;
@@ -37,20 +39,17 @@ pub(super) enum Member {
 
 impl Store {
     /// Opens a directory or an archive. A compressed archive is unpacked into an unnamed file in `scratch`.
-    pub(super) fn open(path: &Path, scratch: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self, ImageError> {
         if path.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
         }
-        let mut file = open_file(path)?;
-        if is_gzip(&file)? {
-            let mut plain = tempfile::tempfile_in(scratch)?;
-            io::copy(&mut flate2::read::MultiGzDecoder::new(io::BufReader::new(&file)), &mut plain)?;
-            plain.flush()?;
-            plain.rewind()?;
-            file = plain;
+        let file = open_file(path).and_then(|file| plain(file, scratch)).map_err(ImageError::Open)?;
+        match index(&file) {
+            Ok(members) => Ok(Self::Archive { file, members }),
+            Err(error) if error.raw_os_error().is_some() => Err(ImageError::Open(error)),
+            // What the archive's reader has to say about bytes that are no archive helps nobody.
+            Err(_) => Err(ImageError::Unknown),
         }
-        let members = index(&file)?;
-        Ok(Self::Archive { file, members })
     }
 
     /// Whether there is a file of that name.
@@ -89,6 +88,17 @@ fn open_file(path: &Path) -> io::Result<File> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     Ok(file)
+}
+
+/// The file, or what is compressed in it.
+fn plain(file: File, scratch: &Path) -> io::Result<File> {
+    if !is_gzip(&file)? {
+        return Ok(file);
+    }
+    let mut plain = tempfile::tempfile_in(scratch)?;
+    io::copy(&mut flate2::read::MultiGzDecoder::new(io::BufReader::new(file)), &mut plain)?;
+    plain.rewind()?;
+    Ok(plain)
 }
 
 /// Whether a file begins as gzip does (RFC 1952 §2.3.1).

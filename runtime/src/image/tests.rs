@@ -8,6 +8,9 @@ use tempfile::TempDir;
 
 use super::*;
 
+/// Nobody stops these tests.
+static GO: AtomicBool = AtomicBool::new(false);
+
 /// An entry of a layer, its name written as it is: `tar::Builder` would refuse the hostile ones.
 struct Item {
     name: &'static str,
@@ -86,7 +89,7 @@ fn write_layout(root: &Path, blobs: &[Vec<u8>], diff_ids: &[String]) -> serde_js
     let config = put(root, &config(diff_ids));
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
     let manifest = put(root, &serde_json::to_vec(&manifest).unwrap());
-    write_index(root, &[manifest.clone()]);
+    write_index(root, std::slice::from_ref(&manifest));
     manifest
 }
 
@@ -112,7 +115,7 @@ fn unpack(layers: &[&[Item]]) -> (TempDir, Result<(), ImageError>) {
     let outside = TempDir::new().unwrap();
     fs::write(outside.path().join("precious"), "precious").unwrap();
     fs::create_dir(outside.path().join("root")).unwrap();
-    let result = image.unpack(&outside.path().join("root"));
+    let result = image.unpack(&outside.path().join("root"), &GO);
     let mut names: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["precious", "root"], "something was written beside the root");
@@ -144,7 +147,7 @@ fn layout_with_gzip_layers_unpacks_and_tells_its_configuration() {
 
     let image = Image::open(layout.path(), layout.path()).unwrap();
     let root = TempDir::new().unwrap();
-    image.unpack(root.path()).unwrap();
+    image.unpack(root.path(), &GO).unwrap();
 
     let expected = ImageConfig {
         entrypoint: Some(vec!["/bin/busybox".into()]),
@@ -173,7 +176,7 @@ fn layout_in_a_tar_archive_is_the_same_image_compressed_or_not() {
         fs::write(&path, bytes).unwrap();
         let image = Image::open(&path, directory.path()).unwrap();
         let root = TempDir::new().unwrap();
-        image.unpack(root.path()).unwrap();
+        image.unpack(root.path(), &GO).unwrap();
         assert_eq!(fs::read(root.path().join("hello")).unwrap(), b"hello");
     }
 }
@@ -211,7 +214,7 @@ fn docker_archive_unpacks_with_a_layer_that_is_a_link() {
 
     let image = Image::open(&docker_archive(directory.path(), None), directory.path()).unwrap();
     let root = TempDir::new().unwrap();
-    image.unpack(root.path()).unwrap();
+    image.unpack(root.path(), &GO).unwrap();
 
     assert_eq!(fs::read(root.path().join("hello")).unwrap(), b"hello");
 }
@@ -280,8 +283,7 @@ fn symbolic_link_in_the_last_place_is_replaced_not_followed() {
 
 #[test]
 fn hard_link_to_a_symbolic_link_is_not_followed() {
-    let (outside, result) =
-        unpack(&[&[symlink("s", "../precious"), hard_link("h", "s"), file("h", "evil")]]);
+    let (outside, result) = unpack(&[&[symlink("s", "../precious"), hard_link("h", "s"), file("h", "evil")]]);
 
     result.unwrap();
     assert!(fs::symlink_metadata(outside.path().join("root/s")).unwrap().is_symlink());
@@ -363,8 +365,9 @@ fn opaque_marker_behind_a_link_clears_only_the_root() {
 }
 
 #[test]
-fn directory_and_file_replace_one_another() {
-    let (outside, result) = unpack(&[&[file("a/deep/er", ""), file("b", "")], &[file("a", ""), file("b/c", "")]]);
+fn file_replaces_a_directory_but_is_no_parent() {
+    let (outside, result) =
+        unpack(&[&[file("a/deep/er", ""), file("b", "")], &[file("a", ""), file("b/c", "")]]);
 
     // A file in the place of a parent is what no builder writes without a whiteout.
     assert!(matches!(result, Err(ImageError::Layer(2, LayerError::Write(..)))), "{result:?}");
@@ -384,7 +387,7 @@ fn damaged_blob_is_told_by_its_digest() {
     fs::write(path, bytes).unwrap();
 
     let root = TempDir::new().unwrap();
-    let result = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path());
+    let result = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path(), &GO);
 
     assert!(matches!(result, Err(ImageError::Digest(_))), "{result:?}");
 }
@@ -395,7 +398,7 @@ fn layer_that_is_not_the_one_the_configuration_names_is_refused() {
     write_layout(layout.path(), &[layer(&[file("a", "")])], &[digest(b"another")]);
 
     let root = TempDir::new().unwrap();
-    let result = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path());
+    let result = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path(), &GO);
 
     assert!(matches!(result, Err(ImageError::Digest(_))), "{result:?}");
 }
@@ -463,11 +466,28 @@ fn index_that_contains_itself_ends_in_an_error() {
 fn what_is_no_image_is_named() {
     let directory = TempDir::new().unwrap();
     let result = Image::open(directory.path(), directory.path());
-    assert!(matches!(result, Err(ImageError::Unknown(_))), "{result:?}");
+    assert!(matches!(result, Err(ImageError::Unknown)), "{result:?}");
 
-    let missing = directory.path().join("missing");
-    let result = Image::open(&missing, directory.path());
-    assert!(matches!(result, Err(ImageError::Read(..))), "{result:?}");
+    let text = directory.path().join("text");
+    fs::write(&text, "not an archive, whatever its length may be. ".repeat(50)).unwrap();
+    let result = Image::open(&text, directory.path());
+    assert!(matches!(result, Err(ImageError::Unknown)), "{result:?}");
+
+    for path in [directory.path().join("missing"), "/dev/null".into()] {
+        let result = Image::open(&path, directory.path());
+        assert!(matches!(result, Err(ImageError::Open(_))), "{result:?}");
+    }
+}
+
+#[test]
+fn unpacking_stops_on_request() {
+    let (_layout, image) = image(&[&[file("a", "")]]);
+    let root = TempDir::new().unwrap();
+
+    let result = image.unpack(root.path(), &AtomicBool::new(true));
+
+    assert!(result.is_err());
+    assert!(fs::read_dir(root.path()).unwrap().next().is_none());
 }
 
 #[test]
@@ -477,7 +497,7 @@ fn zstd_layer_is_refused_with_the_way_out() {
     write_layout(layout.path(), std::slice::from_ref(&blob), &[digest(&blob)]);
 
     let root = TempDir::new().unwrap();
-    let error = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path()).unwrap_err();
+    let error = Image::open(layout.path(), layout.path()).unwrap().unpack(root.path(), &GO).unwrap_err();
 
     assert!(error.to_string().contains("skopeo copy"), "{error}");
 }
