@@ -11,6 +11,7 @@ use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::process::Stdio;
 use monohull_runtime::rootfs::Rootfs;
 use monohull_runtime::settings::Settings;
+use monohull_runtime::size::Size;
 use monohull_runtime::timeline::Timeline;
 
 use crate::failure::Failure;
@@ -54,10 +55,7 @@ pub(crate) fn session(
         memory_limit: arguments.memory,
     });
     let spec = spec.map_err(|e| Failure::of("cannot make the container's OCI spec", &e))?;
-    let memory_mib = match arguments.memory {
-        Some(limit) => u32::try_from(limit.div_ceil(1 << 20)).unwrap_or(u32::MAX),
-        None => settings.default_memory_mib,
-    };
+    let size = Size::for_pod(&spec, &settings).map_err(|e| Failure::of("cannot size the pod", &e))?;
     let container = ContainerConfig {
         id: name.clone(),
         spec,
@@ -68,8 +66,8 @@ pub(crate) fn session(
     let pod = PodConfig {
         id: name,
         namespace: String::new(),
-        memory_mib: memory_mib.saturating_add(settings.overhead_memory_mib),
-        cpus: arguments.cpus.unwrap_or(settings.default_cpus),
+        memory_mib: size.memory_mib,
+        cpus: arguments.cpus.unwrap_or(size.cpus),
         hostname,
         sysctls: std::collections::HashMap::new(),
         network: false,

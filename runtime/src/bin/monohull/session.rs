@@ -32,15 +32,9 @@ pub(crate) struct Session {
 pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, Failure> {
     let Session { pod, container, scratch } = session;
     let terminal = container.stdio.terminal;
-    let started = async {
-        let pod = Pod::start(pod).await.map_err(|e| Failure::of("cannot start the pod", &e))?;
-        let created = pod.create_container(container).await;
-        let process = created.map_err(|e| start_failure(&e))?;
-        Ok::<_, Failure>((pod, process))
-    };
     // A signal drops the pod on its way, and that kills its VM.
     let (pod, process) = tokio::select! {
-        started = started => started?,
+        started = Pod::start_with(pod, container) => started.map_err(|e| start_failure(&e))?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
     drop(scratch);
