@@ -3,9 +3,11 @@
 //! [`pod::Pod`] owns a VM; [`process::Process`] is one process in it. The shim and `monohull run` are thin users.
 
 pub mod agent;
+pub mod check;
 pub mod container;
 #[cfg(test)]
 mod fake;
+pub mod image;
 pub mod network;
 pub mod pod;
 pub mod process;
