@@ -7,7 +7,7 @@
 //! write to the agent.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{Resource, Rlimit, chroot, setrlimit};
@@ -45,11 +45,11 @@ const TREE: [Early; 7] = [
 pub(crate) fn prepare() -> Result<()> {
     switch_root()?;
     for Early(fstype, place, flags, options) in TREE {
-        make_directory(place, 0o755)?;
+        make_directory(place)?;
         mount(fstype, place, fstype, flags, Some(options)).doing(|| format!("mount {fstype} on {place}"))?;
     }
-    make_directory("/dev/shm", 0o1777)?;
-    make_directory("/tmp", 0o1777)?;
+    make_public_directory("/dev/shm")?;
+    make_public_directory("/tmp")?;
     detach_console()?;
     raise_limits()?;
     // The agent must be the last process that the OOM killer takes: with it goes the pod.
@@ -58,14 +58,18 @@ pub(crate) fn prepare() -> Result<()> {
     cgroup::prepare()
 }
 
-fn make_directory(path: &str, mode: u32) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).doing(|| format!("make {path}"))?;
-    // mkdir is subject to the umask.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).doing(|| format!("set the mode of {path}"))
+fn make_directory(path: &str) -> Result<()> {
+    fs::create_dir_all(path).doing(|| format!("make {path}"))
+}
+
+fn make_public_directory(path: &str) -> Result<()> {
+    make_directory(path)?;
+    // The mode that mkdir takes is subject to the umask.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o1777)).doing(|| format!("set the mode of {path}"))
 }
 
 fn switch_root() -> Result<()> {
-    make_directory(NEW_ROOT, 0o755)?;
+    make_directory(NEW_ROOT)?;
     let agent = format!("{NEW_ROOT}{AGENT}");
     mount("tmpfs", NEW_ROOT, "tmpfs", MountFlags::NODEV, Some(c"mode=0755"))
         .doing(|| "mount the new root".into())?;

@@ -68,7 +68,7 @@ impl Privileges {
 
     /// Without no_new_privs, installing a filter takes CAP_SYS_ADMIN, so it comes first; with it, the filter comes
     /// last, where it has the fewest system calls to allow.
-    fn drop(&self) -> Result<(), String> {
+    fn give_up(&self) -> Result<(), String> {
         if self.no_new_privileges {
             self.drop_capabilities()?;
             self.install_filter()
@@ -177,7 +177,7 @@ impl Workload {
     fn execute(&self, spec: &Spec) -> Result<(), String> {
         let (path, arguments) = self.find(spec)?;
         if let Some(privileges) = &self.privileges {
-            privileges.drop()?;
+            privileges.give_up()?;
         }
         let mut command = std::process::Command::new(&path);
         if let Some((name, rest)) = arguments.split_first() {
