@@ -6,8 +6,8 @@
 tools_size=2G
 payload_size=2G
 
-# emulator MODE IMAGE INITRAMFS DIR [ARG…]: runs QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs, payload.erofs and
-# the FIFOs control.in and control.out, and receives console.log, output and results.
+# emulator MODE IMAGE INITRAMFS DIR [ARG…]: becomes QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs,
+# payload.erofs and the FIFOs control.in and control.out, and receives console.log, output and results.
 #
 # SVM is the only nested virtualisation QEMU emulates. EPYC with nested paging, on q35, is what was found to
 # boot reliably and quickest (without nested paging a guest's boot takes four times as long).
@@ -25,7 +25,7 @@ emulator() {
     done
     # Features of EPYC which QEMU can't emulate and would warn of, twice each.
     local cpu=EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec
-    qemu-system-x86_64 -name monohull-test-host -M q35 "${accel[@]}" -cpu "$cpu" -m "$host_memory" \
+    exec qemu-system-x86_64 -name monohull-test-host -M q35 "${accel[@]}" -cpu "$cpu" -m "$host_memory" \
         -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$image/vmlinuz" -initrd "$initramfs" \
         -append 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on' \
