@@ -1,3 +1,101 @@
-//! `monohull-agent`: PID 1 of a pod's VM.
+//! `monohull-agent`: PID 1 of a pod's VM, and (with `container-helper`) the helper it executes itself as.
 
-fn main() {}
+#![cfg_attr(test, allow(dead_code))]
+
+mod cgroup;
+mod clock;
+mod container;
+mod disk;
+mod early;
+mod error;
+mod executable;
+mod helper;
+mod kmsg;
+mod mount;
+mod network;
+mod paths;
+mod pod;
+mod process;
+mod reaper;
+mod sandbox;
+mod server;
+mod spec;
+mod stdio;
+mod storage;
+mod sys;
+mod vsock;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use monohull_protocol::CONTAINERS;
+
+use crate::container::Environment;
+use crate::disk::Disks;
+use crate::error::{Doing, Result, chain};
+use crate::pod::Pod;
+use crate::process::Launcher;
+use crate::reaper::Reaper;
+use crate::server::End;
+
+fn main() -> ExitCode {
+    let started_us = clock::boot_us();
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == helper::ARGUMENT) {
+        return match helper::main(arguments.get(2).map(String::as_str)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                kmsg::error(format!("container helper: {error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::process::id() != 1 {
+        eprintln!("monohull-agent is PID 1 of a Monohull VM; there is nothing to do for it elsewhere");
+        return ExitCode::FAILURE;
+    }
+    // A panic of PID 1 is one of the kernel: its record should say what happened.
+    std::panic::set_hook(Box::new(|panic| kmsg::error(panic)));
+    if let Err(error) = run(started_us) {
+        kmsg::error(chain(&error));
+    }
+    power_down()
+}
+
+fn run(started_us: u64) -> Result<()> {
+    early::prepare()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "start the async runtime".into())?;
+    let result = runtime.block_on(serve(started_us));
+    // Closes every connection, and with that waits until the host has the last answer.
+    drop(runtime);
+    result
+}
+
+async fn serve(started_us: u64) -> Result<()> {
+    let state = PathBuf::from(helper::STATE);
+    for directory in [CONTAINERS, helper::STATE] {
+        std::fs::create_dir_all(directory).doing(|| format!("make {directory}"))?;
+    }
+    let launcher = Launcher { reaper: Reaper::start()?, agent: early::AGENT.into(), state };
+    let environment = Environment { launcher, disks: Disks::default(), containers: CONTAINERS.into() };
+    let pod = Arc::new(Pod::new(environment, started_us));
+    tokio::spawn(vsock::accept_streams(vsock::listen()?, Arc::clone(&pod)));
+    // A lost connection is dialled again: a VM forked from a template finds its transport reset. If the host
+    // refuses, there is nobody to serve.
+    while server::serve(&pod, vsock::dial().await?).await? == End::Lost {}
+    Ok(())
+}
+
+/// Resets the machine, which ends the VM.
+fn power_down() -> ExitCode {
+    rustix::fs::sync();
+    if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::Restart) {
+        kmsg::error(format!("reset the machine: {error}"));
+    }
+    // PID 1 must not return; the kernel panics, and the VMM sees that.
+    ExitCode::FAILURE
+}

@@ -2,7 +2,17 @@
 //!
 //! Generated from `agent.proto`, which is the reference: see its comments for the transport and the errors.
 
-#[allow(missing_docs, missing_debug_implementations, unreachable_pub, unused_qualifications, clippy::all, clippy::unwrap_used, clippy::indexing_slicing)]
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::semicolon_if_nothing_returned
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }

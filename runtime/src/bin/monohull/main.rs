@@ -1,3 +1,71 @@
 //! `monohull`: containers in microVMs from the command line, and tools to look at running pods.
 
-fn main() {}
+mod check;
+mod failure;
+mod prepare;
+mod process;
+mod ps;
+mod run;
+mod scratch;
+mod session;
+mod size;
+mod spec;
+mod streams;
+mod table;
+mod terminal;
+mod trace;
+mod user;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Containers in microVMs: run one without a daemon, look at running pods, check this machine
+#[derive(Debug, Parser)]
+#[command(name = "monohull", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Settings are read from /etc/monohull/config.toml, or the file that MONOHULL_CONFIG names.
+Start with `monohull check`. Every command has its own --help, with examples and exit codes.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Arguments),
+    Run(Box<run::Arguments>),
+    Ps(ps::Arguments),
+    Trace(trace::Arguments),
+}
+
+fn main() -> ExitCode {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Nothing is left to do if standard error is closed.
+            let _ = error.print();
+            let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+            return ExitCode::from(match error.exit_code() {
+                0 => 0,
+                _ if run => run::OWN_FAILURE,
+                _ => 2,
+            });
+        }
+    };
+    let result = match command {
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Run(arguments) => run::run(*arguments),
+        Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Trace(arguments) => trace::trace(&arguments),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.code)
+        }
+    }
+}

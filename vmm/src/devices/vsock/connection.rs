@@ -163,7 +163,11 @@ impl Connection {
         self.guest.receives &= flags & SHUTDOWN_RECEIVE == 0;
         match self.guest {
             Side { sends: false, receives: false } => Reaction::Finish,
-            Side { receives: false, .. } => Reaction::StopHost,
+            Side { receives: false, .. } => {
+                // Nobody will read what the host sends, nor look for its end.
+                self.host.sends = false;
+                Reaction::StopHost
+            }
             Side { .. } => Reaction::Settle,
         }
     }

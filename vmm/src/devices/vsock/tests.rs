@@ -367,6 +367,12 @@ fn guest_that_receives_no_more_stops_the_host() {
     let (mut client, stream) = guest.open_from_host(PORT);
     guest.send(Header { flags: SHUTDOWN_RECEIVE, ..stream.header(Op::Shutdown) }, &[]);
     assert_eq!(client.write_all(b"anyone?").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    assert_eq!(guest.receive(), []);
+
+    drop(client);
+    let packets = guest.receive();
+    assert_eq!(summaries(&packets), [Op::Shutdown]);
+    assert_eq!(packets[0].header.flags, SHUTDOWN_SEND | SHUTDOWN_RECEIVE);
 }
 
 #[test]

@@ -1,0 +1,363 @@
+//! A container: its directory and storages, its cgroup, its init process and what Exec added.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use libcontainer::container::Container as OciContainer;
+use monohull_protocol::agent;
+use oci_spec::runtime::LinuxSeccomp;
+
+use crate::cgroup::Cgroup;
+use crate::disk::Disks;
+use crate::error::{Doing, Error, Result, chain};
+use crate::helper::{Action, Privileges};
+use crate::process::{Launcher, Plan, Process, Replies};
+use crate::spec::{self, Place};
+use crate::stdio::Connections;
+use crate::storage::{self, Storages};
+use crate::{kmsg, paths, sandbox};
+
+/// What making and removing containers takes.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    pub(crate) launcher: Launcher,
+    pub(crate) disks: Disks,
+    /// Directory below which each container has its own.
+    pub(crate) containers: PathBuf,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    id: String,
+    files: tokio::sync::Mutex<Files>,
+    cgroup: Cgroup,
+    seccomp: Option<LinuxSeccomp>,
+    init: Process,
+    /// The init process's life up to its exec. Afterwards [`Process`] tells.
+    start: tokio::sync::Mutex<Start>,
+    execs: Mutex<HashMap<String, Exec>>,
+    /// One exec at a time: libcontainer leaves files behind that are removed after each.
+    exec_turn: tokio::sync::Mutex<()>,
+}
+
+/// Whether the init process has been released.
+#[derive(Debug)]
+enum Start {
+    /// It waits, and will say over this what became of its exec.
+    Created(Replies),
+    Started,
+}
+
+/// A process that Exec made.
+#[derive(Clone, Debug)]
+enum Exec {
+    /// It is being made; the name is taken.
+    Starting,
+    Running(Arc<Process>),
+}
+
+/// What a container has in the guest's tree.
+#[derive(Debug)]
+struct Files {
+    directory: PathBuf,
+    state: PathBuf,
+    storages: Storages,
+}
+
+impl Files {
+    /// Mounts and writes what the request wants. After an error, [`Files::remove`] is still to be called.
+    async fn prepare(&mut self, disks: &Disks, request: &agent::CreateContainerRequest) -> Result<()> {
+        let what = || format!("make {}", self.directory.display());
+        fs::create_dir(&self.directory).doing(what)?;
+        for storage in &request.storages {
+            self.storages.add(disks, &self.directory, storage).await?;
+        }
+        request.files.iter().try_for_each(|file| storage::write_file(&self.directory, file))
+    }
+
+    /// Removes all. Errors are logged: there is no better way to end.
+    fn remove(&mut self, disks: &Disks) {
+        // What is still mounted must not be emptied.
+        let directory = self.storages.undo(disks).then_some(&self.directory);
+        for directory in directory.into_iter().chain([&self.state]) {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    kmsg::error(format!("remove {}: {error}", directory.display()));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Container {
+    /// Creates a container; its init process waits for [`Container::start`]. Whatever fails, nothing is left.
+    /// `pod_pids` is the PID namespace that containers of the pod may share.
+    pub(crate) async fn create(
+        environment: &Environment,
+        request: &agent::CreateContainerRequest,
+        connections: Connections,
+        pod_pids: Option<PathBuf>,
+    ) -> Result<Self> {
+        let cgroup = Cgroup::of_container(&request.id);
+        let mut files = Files {
+            directory: environment.containers.join(&request.id),
+            state: environment.launcher.state.join(&request.id),
+            storages: Storages::default(),
+        };
+        match Self::make(environment, request, connections, (&mut files, &cgroup, pod_pids)).await {
+            Ok((init, replies, seccomp)) => Ok(Self {
+                id: request.id.clone(),
+                files: files.into(),
+                cgroup,
+                seccomp,
+                init,
+                start: Start::Created(replies).into(),
+                execs: Mutex::default(),
+                exec_turn: ().into(),
+            }),
+            Err(error) => {
+                if let Err(left) = cgroup.remove().await {
+                    kmsg::error(chain(&left));
+                }
+                files.remove(&environment.disks);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        environment: &Environment,
+        request: &agent::CreateContainerRequest,
+        connections: Connections,
+        (files, cgroup, pod_pids): (&mut Files, &Cgroup, Option<PathBuf>),
+    ) -> Result<(Process, Replies, Option<LinuxSeccomp>)> {
+        let stdio = request.stdio.get_or_default();
+        let prepared = spec::prepare(&request.spec, Place { cgroup, pod_pids, terminal: stdio.terminal })?;
+        files.prepare(&environment.disks, request).await?;
+        prepared.sysctls.iter().try_for_each(|(key, value)| sandbox::set_sysctl(key, value))?;
+        make_working_directory(&prepared.spec, &files.directory);
+        spec::save(&prepared.spec, &files.directory.join("config.json"))?;
+        let user = prepared.spec.process().as_ref().map_or(0, |process| process.user().uid());
+        let action = Action::Create { bundle: files.directory.clone() };
+        let plan = Plan { container: &request.id, action, stdio, connections, user };
+        let group = cgroup.clone();
+        let at_exit = move || {
+            let oom = group.oom_killed();
+            // In a PID namespace of its own, the kernel has done this already.
+            if let Err(error) = group.kill() {
+                kmsg::error(chain(&error));
+            }
+            oom
+        };
+        let (init, replies) = environment.launcher.launch(plan, at_exit).await?;
+        if let Some(max) = prepared.pids_max {
+            cgroup.set_pids_max(max)?;
+        }
+        let seccomp = prepared.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+        Ok((init, replies, seccomp))
+    }
+
+    /// Its init process.
+    pub(crate) fn init(&self) -> &Process {
+        &self.init
+    }
+
+    /// Releases the init process, and waits until it has executed its program.
+    pub(crate) async fn start(&self, environment: &Environment) -> Result<()> {
+        let mut start = self.start.lock().await;
+        if self.init.exit().is_some() {
+            return Err(Error::Precondition(format!("container {} has stopped", self.id)));
+        }
+        let replies = match std::mem::replace(&mut *start, Start::Started) {
+            Start::Created(replies) => replies,
+            Start::Started => return Err(Error::Precondition("cannot start a running process".into())),
+        };
+        // Unlike create and exec, this clones nothing: it writes to a socket, and notes the new state in a file.
+        OciContainer::load(environment.launcher.state.join(&self.id))
+            .and_then(|mut container| container.start())
+            .doing(|| format!("start container {}", self.id))?;
+        replies.executed().await
+    }
+
+    /// Creates and starts a further process.
+    pub(crate) async fn exec(
+        &self,
+        environment: &Environment,
+        request: &agent::ExecRequest,
+        connections: Connections,
+    ) -> Result<Arc<Process>> {
+        self.reserve(&request.exec_id)?;
+        let made = self.make_exec(environment, request, connections).await.map(Arc::new);
+        let mut execs = self.execs();
+        match &made {
+            Ok(process) => execs.insert(request.exec_id.clone(), Exec::Running(Arc::clone(process))),
+            Err(_) => execs.remove(&request.exec_id),
+        };
+        made
+    }
+
+    fn reserve(&self, exec_id: &str) -> Result<()> {
+        if !paths::valid_id(exec_id) {
+            return Err(Error::Invalid(format!("exec_id: {exec_id:?} is not an id")));
+        }
+        let mut execs = self.execs();
+        let ended = match execs.get(exec_id) {
+            None => true,
+            Some(Exec::Starting) => false,
+            Some(Exec::Running(process)) => process.exit().is_some(),
+        };
+        if !ended {
+            return Err(Error::AlreadyExists(format!("exec {exec_id} of container {} exists", self.id)));
+        }
+        execs.insert(exec_id.into(), Exec::Starting);
+        Ok(())
+    }
+
+    async fn make_exec(
+        &self,
+        environment: &Environment,
+        request: &agent::ExecRequest,
+        connections: Connections,
+    ) -> Result<Process> {
+        let started = matches!(*self.start.lock().await, Start::Started);
+        if !started || self.init.exit().is_some() {
+            return Err(Error::Precondition(format!("container {} is not running", self.id)));
+        }
+        let _turn = self.exec_turn.lock().await;
+        let stdio = request.stdio.get_or_default();
+        let mut process = spec::prepare_process(&request.process, stdio.terminal)?;
+        let privileges = Privileges::take(&mut process, self.seccomp.clone());
+        let user = process.user().uid();
+        let state = environment.launcher.state.join(&self.id);
+        let path = state.join("process.json");
+        spec::save(&process, &path)?;
+        let action = Action::Exec { process: path, privileges: Box::new(privileges) };
+        let plan = Plan { container: &self.id, action, stdio, connections, user };
+        let group = self.cgroup.clone();
+        let made = environment.launcher.launch(plan, move || group.oom_killed()).await;
+        remove_tenant_files(&state);
+        made.map(|(process, _)| process)
+    }
+
+    /// The init process, or the one that Exec made as `exec_id`.
+    pub(crate) fn process(&self, exec_id: &str) -> Result<ProcessOf<'_>> {
+        if exec_id.is_empty() {
+            return Ok(ProcessOf::Init(&self.init));
+        }
+        match self.execs().get(exec_id) {
+            Some(Exec::Running(process)) => Ok(ProcessOf::Exec(Arc::clone(process))),
+            Some(Exec::Starting) => Err(Error::Precondition(format!("exec {exec_id} is being created"))),
+            None => Err(Error::NotFound(format!("container {} has no exec {exec_id}", self.id))),
+        }
+    }
+
+    /// Forgets a process that Exec made and that has ended: otherwise every health check would cost memory for good.
+    pub(crate) fn forget(&self, exec_id: &str) {
+        let mut execs = self.execs();
+        if matches!(execs.get(exec_id), Some(Exec::Running(process)) if process.exit().is_some()) {
+            execs.remove(exec_id);
+        }
+    }
+
+    /// Signals every process of the container.
+    pub(crate) fn signal_all(&self, signal: u32) -> Result<()> {
+        if self.init.exit().is_some() && self.cgroup.processes().is_empty() {
+            return Err(Error::NotFound("process already finished".into()));
+        }
+        if signal == libc::SIGKILL.unsigned_abs() {
+            return self.cgroup.kill();
+        }
+        for pid in self.cgroup.processes() {
+            signal_by_pid(pid, signal)?;
+        }
+        Ok(())
+    }
+
+    /// Its processes: pid, and the exec id of those that Exec made.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let named: HashMap<u32, String> = self
+            .execs()
+            .iter()
+            .filter_map(|(id, exec)| match exec {
+                Exec::Running(process) => Some((process.pid(), id.clone())),
+                Exec::Starting => None,
+            })
+            .collect();
+        let pids = self.cgroup.processes().into_iter();
+        pids.map(|pid| (pid, named.get(&pid).cloned().unwrap_or_default())).collect()
+    }
+
+    /// Kills every process and waits for the init process's end.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        self.cgroup.kill()?;
+        self.init.wait().await;
+        Ok(())
+    }
+
+    /// Removes a stopped container's cgroup, mounts and files. Repeating it is fine.
+    pub(crate) async fn delete(&self, environment: &Environment) -> Result<()> {
+        if self.init.exit().is_none() {
+            return Err(Error::Precondition(format!("container {} has not stopped", self.id)));
+        }
+        let mut files = self.files.lock().await;
+        self.cgroup.remove().await?;
+        files.remove(&environment.disks);
+        Ok(())
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
+        // The map is consistent at every point where a holder could have panicked.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process of a container.
+pub(crate) enum ProcessOf<'a> {
+    Init(&'a Process),
+    Exec(Arc<Process>),
+}
+
+impl std::ops::Deref for ProcessOf<'_> {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        match self {
+            Self::Init(process) => process,
+            Self::Exec(process) => process,
+        }
+    }
+}
+
+/// Makes the init process's working directory, as runc does. If that is not possible, libcontainer will say so when it
+/// enters it.
+fn make_working_directory(spec: &oci_spec::runtime::Spec, bundle: &Path) {
+    let root = spec.root().as_ref().map(|root| bundle.join(root.path()));
+    if let (Some(root), Some(process)) = (root, spec.process()) {
+        let _ = paths::make_directories_in_root(&root, process.cwd());
+    }
+}
+
+fn signal_by_pid(pid: u32, signal: u32) -> Result<()> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pidfd =
+        i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    // One that is gone needs no signal.
+    let Some(Ok(pidfd)) = pidfd else { return Ok(()) };
+    match crate::sys::signal(pidfd, signal) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.doing(|| format!("send signal {signal} to process {pid}")),
+    }
+}
+
+/// Removes the sockets that libcontainer leaves behind for each exec (`tenant-…` of its tenant builder).
+fn remove_tenant_files(state: &Path) {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("tenant-") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

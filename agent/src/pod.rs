@@ -1,0 +1,218 @@
+//! The pod: this VM's one sandbox and its containers.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use monohull_protocol::agent;
+use tokio::sync::watch;
+
+use crate::container::{Container, Environment};
+use crate::error::{Error, Result, chain};
+use crate::process::Exit;
+use crate::stdio::Streams;
+use crate::{clock, kmsg, network, paths, sandbox};
+
+/// The pod. Requests are served concurrently; what they change is behind short locks, never held across an await.
+pub(crate) struct Pod {
+    pub(crate) streams: Streams,
+    environment: Environment,
+    /// CLOCK_BOOTTIME in microseconds when main began.
+    started_us: u64,
+    state: Mutex<State>,
+    /// True when all has been ended and the machine is to be reset.
+    ended: watch::Sender<bool>,
+}
+
+struct State {
+    phase: Phase,
+    /// In the order of their creation.
+    containers: Vec<(String, Slot)>,
+}
+
+/// Where the pod is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Any pod's VM, before CreateSandbox.
+    Blank,
+    /// This pod's, from the beginning of CreateSandbox on.
+    Sandbox,
+    /// Shutting down: nothing is created any more.
+    Ending,
+}
+
+enum Slot {
+    /// It is being made; the name is taken.
+    Creating,
+    Ready(Arc<Container>),
+}
+
+impl Pod {
+    pub(crate) fn new(environment: Environment, started_us: u64) -> Self {
+        let state = State { phase: Phase::Blank, containers: Vec::new() };
+        let (streams, ended) = (Streams::default(), watch::Sender::new(false));
+        Self { streams, environment, started_us, state: state.into(), ended }
+    }
+
+    /// Makes this VM the pod that the request describes.
+    pub(crate) async fn create_sandbox(
+        &self,
+        request: &agent::CreateSandboxRequest,
+    ) -> Result<agent::CreateSandboxResponse> {
+        let ready_us = clock::boot_us();
+        let before = std::mem::replace(&mut self.lock().phase, Phase::Sandbox);
+        if before != Phase::Blank {
+            self.lock().phase = before;
+            return Err(Error::Precondition("the sandbox has been created already".into()));
+        }
+        sandbox::create(request).await?;
+        Ok(agent::CreateSandboxResponse {
+            agent_start_us: self.started_us,
+            agent_ready_us: ready_us,
+            kernel_release: rustix::system::uname().release().to_string_lossy().into(),
+            ..Default::default()
+        })
+    }
+
+    pub(crate) async fn configure_network(&self, network: &agent::Network) -> Result<()> {
+        self.check_phase(self.lock().phase)?;
+        network::configure(network).await
+    }
+
+    /// Returns the guest pid of the new container's init process.
+    pub(crate) async fn create_container(&self, request: &agent::CreateContainerRequest) -> Result<u32> {
+        if !paths::valid_id(&request.id) {
+            return Err(Error::Invalid(format!("id: {:?} is not an id", request.id)));
+        }
+        let pod_pids = self.reserve(&request.id)?;
+        let made = async {
+            let connections = self.streams.take(request.stdio.get_or_default()).await?;
+            Container::create(&self.environment, request, connections, pod_pids).await
+        }
+        .await;
+        let mut state = self.lock();
+        let Some(at) = state.containers.iter().position(|(id, _)| *id == request.id) else {
+            return Err(Error::Precondition("the pod is shutting down".into()));
+        };
+        match made {
+            Ok(container) => {
+                let pid = container.init().pid();
+                if let Some((_, slot)) = state.containers.get_mut(at) {
+                    *slot = Slot::Ready(Arc::new(container));
+                }
+                Ok(pid)
+            }
+            Err(error) => {
+                state.containers.remove(at);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the name, and returns the PID namespace that containers of this pod may share.
+    fn reserve(&self, id: &str) -> Result<Option<PathBuf>> {
+        let mut state = self.lock();
+        self.check_phase(state.phase)?;
+        if state.containers.iter().any(|(taken, _)| taken == id) {
+            return Err(Error::AlreadyExists(format!("container {id} exists")));
+        }
+        let mut running = state.containers.iter().filter_map(|(_, slot)| match slot {
+            Slot::Ready(container) if container.init().exit().is_none() => Some(container.init().pid()),
+            _ => None,
+        });
+        let pod_pids = running.next().map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
+        state.containers.push((id.into(), Slot::Creating));
+        Ok(pod_pids)
+    }
+
+    /// Returns the guest pid of the new process.
+    pub(crate) async fn exec(&self, request: &agent::ExecRequest) -> Result<u32> {
+        let container = self.container(&request.container_id)?;
+        let connections = self.streams.take(request.stdio.get_or_default()).await?;
+        Ok(container.exec(&self.environment, request, connections).await?.pid())
+    }
+
+    pub(crate) async fn start(&self, id: &str) -> Result<()> {
+        self.container(id)?.start(&self.environment).await
+    }
+
+    pub(crate) fn signal(&self, request: &agent::SignalRequest) -> Result<()> {
+        let container = self.container(&request.container_id)?;
+        if request.all {
+            return container.signal_all(request.signal);
+        }
+        container.process(&request.exec_id)?.signal(request.signal)
+    }
+
+    /// Waits for the end of a process. One that Exec made is forgotten then.
+    pub(crate) async fn wait(&self, request: &agent::ProcessRequest) -> Result<Exit> {
+        let container = self.container(&request.container_id)?;
+        let exit = container.process(&request.exec_id)?.wait().await;
+        container.forget(&request.exec_id);
+        Ok(exit)
+    }
+
+    pub(crate) fn resize(&self, request: &agent::ResizeRequest) -> Result<()> {
+        let container = self.container(&request.container_id)?;
+        container.process(&request.exec_id)?.resize(request.width, request.height)
+    }
+
+    pub(crate) fn processes(&self, id: &str) -> Result<Vec<(u32, String)>> {
+        Ok(self.container(id)?.processes())
+    }
+
+    pub(crate) async fn delete_container(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        container.delete(&self.environment).await?;
+        self.lock().containers.retain(|(other, _)| other != id);
+        Ok(())
+    }
+
+    /// Ends everything and flushes all data. Then the machine may be reset.
+    pub(crate) async fn shut_down(&self) {
+        let containers = {
+            let mut state = self.lock();
+            state.phase = Phase::Ending;
+            std::mem::take(&mut state.containers)
+        };
+        // Last first: later ones may share the first one's namespaces.
+        for (id, slot) in containers.into_iter().rev() {
+            let Slot::Ready(container) = slot else { continue };
+            let ended = async {
+                container.stop().await?;
+                container.delete(&self.environment).await
+            };
+            if let Err(error) = ended.await {
+                kmsg::error(format!("end container {id}: {}", chain(&error)));
+            }
+        }
+        rustix::fs::sync();
+        self.ended.send_replace(true);
+    }
+
+    /// Waits until [`Self::shut_down`] is done.
+    pub(crate) async fn ended(&self) {
+        // The sender is `self`: it does not go away.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    fn check_phase(&self, phase: Phase) -> Result<()> {
+        match phase {
+            Phase::Sandbox => Ok(()),
+            Phase::Blank => Err(Error::Precondition("the sandbox has not been created".into())),
+            Phase::Ending => Err(Error::Precondition("the pod is shutting down".into())),
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        match self.lock().containers.iter().find(|(known, _)| known == id) {
+            Some((_, Slot::Ready(container))) => Ok(Arc::clone(container)),
+            Some((_, Slot::Creating)) => Err(Error::Precondition(format!("container {id} is being created"))),
+            None => Err(Error::NotFound(format!("there is no container {id}"))),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent at every point where a holder could have panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,186 @@
+//! What `monohull run` does before the pod starts: the container's files, process and spec.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use monohull_runtime::image::{Image, ImageConfig, Tree};
+use monohull_runtime::pod::{ContainerConfig, PodConfig};
+use monohull_runtime::process::Stdio;
+use monohull_runtime::rootfs::Rootfs;
+use monohull_runtime::settings::Settings;
+use monohull_runtime::size::Size;
+use monohull_runtime::timeline::Timeline;
+
+use crate::failure::Failure;
+use crate::process::{self, Process};
+use crate::run::Arguments;
+use crate::scratch::Scratch;
+use crate::session::Session;
+use crate::spec::{self, Bind, Container};
+use crate::volume::Volume;
+use crate::{streams, terminal, user};
+
+/// Does everything up to the pod's start: makes the files and the spec. Setting `stop` makes it fail soon.
+pub(crate) fn session(
+    arguments: &Arguments,
+    timeline: Timeline,
+    stop: &AtomicBool,
+) -> Result<Session, Failure> {
+    let settings = Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => random_name().map_err(|e| Failure::of("cannot make a name", &e))?,
+    };
+    let scratch = Scratch::new(&settings.scratch_dir).map_err(|e| {
+        Failure::of(&format!("cannot use {} for scratch files", settings.scratch_dir.display()), &e)
+    })?;
+    let (rootfs, image) = root(arguments, &scratch, stop)?;
+    timeline.mark("root unpacked");
+    let hostname = arguments.hostname.clone().unwrap_or_else(|| name.clone());
+    let process = resolve(arguments, &image, &rootfs, &hostname)?;
+    let mut binds = own_files(scratch.path(), &hostname)
+        .map_err(|e| Failure::of("cannot write the container's /etc/hosts", &e))?;
+    for volume in &arguments.volume {
+        binds.push(bind(volume)?);
+    }
+    let spec = spec::build(&Container {
+        id: &name,
+        hostname: &hostname,
+        rootfs: &rootfs,
+        process: &process,
+        binds: &binds,
+        memory_limit: arguments.memory,
+    });
+    let spec = spec.map_err(|e| Failure::of("cannot make the container's OCI spec", &e))?;
+    let size = Size::for_pod(&spec, &settings).map_err(|e| Failure::of("cannot size the pod", &e))?;
+    let container = ContainerConfig {
+        id: name.clone(),
+        spec,
+        rootfs: Rootfs::Directory(rootfs),
+        bundle: scratch.path().to_owned(),
+        stdio: stdio(process.terminal, arguments.interactive),
+    };
+    let pod = PodConfig {
+        id: name,
+        namespace: String::new(),
+        memory_mib: size.memory_mib,
+        cpus: arguments.cpus.unwrap_or(size.cpus),
+        hostname,
+        sysctls: std::collections::HashMap::new(),
+        network: false,
+        console: arguments.console.clone(),
+        timeline,
+        settings,
+    };
+    Ok(Session { pod, container, scratch })
+}
+
+/// The directory with the container's files, and the image's configuration.
+fn root(
+    arguments: &Arguments,
+    scratch: &Scratch,
+    stop: &AtomicBool,
+) -> Result<(PathBuf, ImageConfig), Failure> {
+    if let Some(directory) = &arguments.rootfs {
+        let found = fs::canonicalize(directory).and_then(|path| match path.is_dir() {
+            true => Ok(path),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        });
+        let found =
+            found.map_err(|e| Failure::of(&format!("cannot use --rootfs {}", directory.display()), &e))?;
+        return Ok((found, ImageConfig::default()));
+    }
+    let path = arguments.image.as_deref().unwrap_or(Path::new(""));
+    let failed = |error| Failure::of(&format!("cannot use --image {}", path.display()), &error);
+    let image = Image::open(path, scratch.path()).map_err(failed)?;
+    let rootfs = scratch.path().join("rootfs");
+    fs::create_dir(&rootfs)
+        .and_then(|()| fs::set_permissions(&rootfs, fs::Permissions::from_mode(0o755)))
+        .map_err(|e| Failure::of("cannot make the container's root", &e))?;
+    image.unpack(&rootfs, stop).map_err(failed)?;
+    let config = image.config().clone();
+    // Docker makes an image's missing working directory; a --rootfs is not ours to change.
+    if let Some(directory) = arguments.workdir.as_deref().or(config.working_dir.as_deref()) {
+        let made = Tree::open(&rootfs).and_then(|tree| {
+            tree.make_directory(Path::new(directory.trim_start_matches('/')), |_, _| Ok(()))
+        });
+        made.map_err(|e| Failure::of(&format!("cannot make the working directory {directory}"), &e))?;
+    }
+    Ok((rootfs, config))
+}
+
+fn resolve(
+    arguments: &Arguments,
+    image: &ImageConfig,
+    rootfs: &Path,
+    hostname: &str,
+) -> Result<Process, Failure> {
+    let args = process::command(image, arguments.entrypoint.as_deref(), &arguments.command)
+        .ok_or_else(|| Failure::new("nothing to run: the image has no command, give one after --"))?;
+    let wanted = arguments.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
+    let tree = Tree::open(rootfs).map_err(|e| Failure::of("cannot open the container's root", &e))?;
+    let user = user::resolve(wanted, &tree).map_err(|e| Failure::of("cannot tell who to run as", &e))?;
+    let (stdin, stdout) = streams::on_terminal();
+    let terminal = arguments.tty.unwrap_or(stdin && stdout);
+    let mut defaults = vec![format!("HOSTNAME={hostname}"), format!("HOME={}", user.home)];
+    if terminal {
+        defaults.push("TERM=xterm".to_owned());
+    }
+    let env = process::environment(image, &arguments.env, &defaults, |key| std::env::var(key).ok());
+    let cwd = arguments.workdir.as_ref().or(image.working_dir.as_ref());
+    let cwd = cwd.filter(|cwd| !cwd.is_empty()).cloned().unwrap_or_else(|| "/".to_owned());
+    Ok(Process { args, env, cwd, user, terminal })
+}
+
+/// Which streams the process gets.
+fn stdio(terminal: bool, interactive: Option<bool>) -> Stdio {
+    // Reading from a terminal without need stops a job in the background.
+    let stdin = interactive.unwrap_or(terminal || !streams::on_terminal().0);
+    let size = if terminal { terminal::size() } else { None };
+    Stdio { terminal, stdin, stdout: true, stderr: !terminal, size }
+}
+
+/// The files that docker puts into every container.
+fn own_files(directory: &Path, hostname: &str) -> io::Result<Vec<Bind>> {
+    let hosts =
+        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback {hostname}\n");
+    let file = |name: &str, contents: String| {
+        let source = directory.join(name);
+        fs::write(&source, contents)?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o644))?;
+        Ok::<_, io::Error>(Bind { source, destination: format!("/etc/{name}"), read_only: false })
+    };
+    Ok(vec![file("hosts", hosts)?, file("hostname", format!("{hostname}\n"))?])
+}
+
+fn bind(volume: &Volume) -> Result<Bind, Failure> {
+    let source = fs::canonicalize(&volume.source).map_err(|e| {
+        Failure::of(&format!("cannot use --volume {}: make it first", volume.source.display()), &e)
+    })?;
+    Ok(Bind { source, destination: volume.destination.clone(), read_only: volume.read_only })
+}
+
+/// Twelve hexadecimal digits, as docker's short ids.
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 6];
+    let count = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if count < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_and_are_short() {
+        let (one, two) = (random_name().unwrap(), random_name().unwrap());
+        assert_ne!(one, two);
+        assert_eq!(one.len(), 12);
+    }
+}

@@ -1,0 +1,124 @@
+//! A container's bundle directory: its `config.json`, and the files that the shim leaves in it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime as oci;
+
+use crate::args::is_identifier;
+
+/// The shim's address, for containerd 1.x and CRI-O after their restart, and for [`crate::delete`].
+pub(crate) const ADDRESS: &str = "address";
+/// The serving process's pid, for people and test suites.
+pub(crate) const SHIM_PID: &str = "shim.pid";
+/// Present from the moment that hooks have run for the container until its poststop hooks have.
+pub(crate) const HOOKS_PENDING: &str = "monohull.hooks";
+/// A symbolic link to the pod's directory, in the bundle of the pod's first container.
+pub(crate) const POD_LINK: &str = "monohull.pod";
+/// CRI-O reads `OOMKilled` from the presence of this file.
+pub(crate) const OOM: &str = "oom";
+
+/// The pod a container belongs to, in annotations of containerd's CRI plugin and of CRI-O.
+const SANDBOX_ID: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
+/// "sandbox" or "container", in annotations of the same two.
+const CONTAINER_TYPE: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+
+/// A bundle that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    /// A file can't be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] io::Error),
+    /// A file can't be written.
+    #[error("cannot write {0}")]
+    Write(PathBuf, #[source] io::Error),
+    /// config.json is no OCI runtime configuration.
+    #[error("{0} is not a valid OCI runtime configuration")]
+    Parse(PathBuf, #[source] serde_json::Error),
+    /// An annotation holds what no engine would write.
+    #[error("the pod id {0:?} in the container's annotations is not a valid identifier")]
+    PodId(String),
+}
+
+/// Reads `config.json`; `None` when there is none: containerd's sandbox API makes bundles without.
+pub(crate) fn read_spec(bundle: &Path) -> Result<Option<oci::Spec>, BundleError> {
+    let path = bundle.join("config.json");
+    let text = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| BundleError::Read(path.clone(), e))?,
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|e| BundleError::Parse(path, e))
+}
+
+/// Which pod container `id` belongs to: the one its annotations name, else one of its own.
+pub(crate) fn pod_id(spec: Option<&oci::Spec>, id: &str) -> Result<String, BundleError> {
+    let pod = annotation(spec, SANDBOX_ID).unwrap_or(id);
+    if is_identifier(pod) { Ok(pod.to_owned()) } else { Err(BundleError::PodId(pod.to_owned())) }
+}
+
+/// Whether the container is a Kubernetes sandbox, which other containers may have joined.
+pub(crate) fn is_sandbox(spec: Option<&oci::Spec>) -> bool {
+    annotation(spec, CONTAINER_TYPE) == Some("sandbox")
+}
+
+fn annotation<'a>(spec: Option<&'a oci::Spec>, names: [&str; 2]) -> Option<&'a str> {
+    let annotations = spec?.annotations().as_ref()?;
+    names.iter().find_map(|name| annotations.get(*name)).map(String::as_str)
+}
+
+/// Writes a file of the bundle by rename: a reader sees all of it or nothing.
+pub(crate) fn write(bundle: &Path, name: &str, contents: &str) -> Result<(), BundleError> {
+    let path = bundle.join(name);
+    let temporary = bundle.join(format!(".{name}.new"));
+    fs::write(&temporary, contents)
+        .and_then(|()| fs::rename(&temporary, &path))
+        .map_err(|e| BundleError::Write(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(annotations: &[(&str, &str)]) -> oci::Spec {
+        let mut spec = oci::Spec::default();
+        spec.set_annotations(Some(annotations.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()));
+        spec
+    }
+
+    #[test]
+    fn a_container_without_annotations_is_a_pod_of_its_own() {
+        assert_eq!(pod_id(None, "c1").unwrap(), "c1");
+        assert_eq!(pod_id(Some(&spec(&[("nerdctl/name", "x")])), "c1").unwrap(), "c1");
+    }
+
+    #[test]
+    fn members_join_the_pod_that_containerd_or_cri_o_names() {
+        for key in ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"] {
+            assert_eq!(pod_id(Some(&spec(&[(key, "pod1")])), "c1").unwrap(), "pod1");
+        }
+    }
+
+    #[test]
+    fn a_pod_id_that_is_a_path_is_refused() {
+        let spec = spec(&[("io.kubernetes.cri.sandbox-id", "../../etc")]);
+        assert!(matches!(pod_id(Some(&spec), "c1"), Err(BundleError::PodId(_))));
+    }
+
+    #[test]
+    fn only_a_sandbox_is_a_sandbox() {
+        assert!(is_sandbox(Some(&spec(&[("io.kubernetes.cri.container-type", "sandbox")]))));
+        assert!(is_sandbox(Some(&spec(&[("io.kubernetes.cri-o.ContainerType", "sandbox")]))));
+        assert!(!is_sandbox(Some(&spec(&[("io.kubernetes.cri.container-type", "container")]))));
+        assert!(!is_sandbox(None));
+    }
+
+    #[test]
+    fn a_missing_config_is_no_error_and_a_corrupt_one_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_spec(dir.path()).unwrap().is_none());
+        fs::write(dir.path().join("config.json"), "{").unwrap();
+        let error = read_spec(dir.path()).unwrap_err();
+        assert!(error.to_string().ends_with("config.json is not a valid OCI runtime configuration"));
+    }
+}

@@ -1,0 +1,197 @@
+//! `delete`: containerd runs it whenever its connection to a container's shim has closed, after a normal end just as
+//! after a crash. What is left of the container is removed; the pod only if its shim is dead.
+//!
+//! All mounts, interfaces and other kernel objects of a pod belong to its shim's namespaces or to descriptors of its
+//! processes and have gone with them; what remains is the VMM's process, files, and what hooks have set up.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
+use containerd_shim_protos::shim_async::TaskClient;
+use monohull_runtime::settings::Settings;
+use monohull_runtime::state;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use oci_spec::runtime as oci;
+use protobuf::Message;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context;
+
+use crate::address;
+use crate::args::Args;
+use crate::bundle;
+use crate::container::Origin;
+use crate::error::chain;
+use crate::events::timestamp;
+use crate::hooks::Hooks;
+use crate::namespaces;
+
+/// The exit code of a container whose end nobody has seen: that of a killed process.
+const KILLED: u32 = 137;
+/// containerd gives `delete` 5 s. A living shim gets so much to delete the container …
+const LIVE_SHIM: Duration = Duration::from_secs(3);
+/// … or to finish its own end …
+const ENDING_SHIM_MS: u16 = 2500;
+/// … and hooks get so much.
+const HOOKS: Duration = Duration::from_millis(1500);
+
+/// Why the answer could not be given. What can't be cleaned up is only reported: containerd deletes the container
+/// whatever we say.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeleteError {
+    /// A system call failed.
+    #[error("cannot {0}")]
+    Io(&'static str, #[source] io::Error),
+}
+
+/// A container to clean up after.
+struct Remains<'a> {
+    args: &'a Args,
+    bundle: PathBuf,
+    spec: Option<oci::Spec>,
+    pod: String,
+}
+
+/// Cleans up after container `args.id` and prints a protobuf `DeleteResponse`. Warnings go to standard error, which
+/// containerd logs.
+pub(crate) fn delete(args: &Args) -> Result<(), DeleteError> {
+    let bundle = match &args.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().map_err(|e| DeleteError::Io("find the bundle", e))?,
+    };
+    let spec = bundle::read_spec(&bundle).unwrap_or_else(|e| {
+        warn(&chain(&e));
+        None
+    });
+    let pod = bundle::pod_id(spec.as_ref(), &args.id).unwrap_or_else(|_| args.id.clone());
+    let remains = Remains { args, bundle, spec, pod };
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| DeleteError::Io("start the event loop", e))?;
+    runtime.block_on(remains.clean_up());
+    let response = DeleteResponse {
+        exit_status: KILLED,
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..Default::default()
+    };
+    let bytes = response.write_to_bytes().map_err(io::Error::other);
+    bytes
+        .and_then(|bytes| io::stdout().write_all(&bytes))
+        .map_err(|e| DeleteError::Io("answer containerd", e))
+}
+
+fn warn(text: &str) {
+    eprintln!("containerd-shim-monohull-v2: {text}");
+}
+
+impl Remains<'_> {
+    async fn clean_up(&self) {
+        let address = fs::read_to_string(self.bundle.join(bundle::ADDRESS)).unwrap_or_default();
+        let socket = address::to_path(&address);
+        let serving = !address.is_empty() && address::is_served(socket);
+        if serving {
+            self.delete_from_living_shim(socket).await;
+        }
+        // A sandbox stays while its shim serves: other containers may be in it. Else the shim has been told to end.
+        if self.pod == self.args.id && !(serving && bundle::is_sandbox(self.spec.as_ref())) {
+            self.delete_pod(socket);
+        }
+        self.run_owed_hooks().await;
+    }
+
+    /// Removes just this container from a pod that lives on, as the shim's own Delete would have; after a normal
+    /// end the shim knows nothing of it any more.
+    async fn delete_from_living_shim(&self, socket: &Path) {
+        if bundle::is_sandbox(self.spec.as_ref()) {
+            return;
+        }
+        match timeout(LIVE_SHIM, delete_container(socket, &self.args.id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn(&format!("the pod's shim does not delete the container: {}", chain(&error)));
+            }
+            Err(_) => warn("the pod's shim does not delete the container in time"),
+        }
+    }
+
+    /// Removes the pod of a shim that is dead, or just ending after a Shutdown request.
+    fn delete_pod(&self, socket: &Path) {
+        let dir = match self.pod_dir() {
+            Ok(dir) => dir,
+            Err(text) => return warn(&text),
+        };
+        if let Err(error) = self.await_shim() {
+            return warn(&format!("the pod's shim does not end: {error}"));
+        }
+        if let Err(error) = state::cleanup(&dir) {
+            warn(&chain(&error));
+        }
+        if !socket.as_os_str().is_empty() && !address::is_served(socket) {
+            let _ = fs::remove_file(socket);
+        }
+    }
+
+    /// Waits for a shim whose socket is gone to end.
+    fn await_shim(&self) -> io::Result<()> {
+        let Some(pid) = self.shim_pid() else { return Ok(()) };
+        let Ok(pidfd) = namespaces::pidfd_open(pid) else { return Ok(()) };
+        // Only now: the descriptor pins the process, so it can't become another one any more.
+        if self.shim_pid() != Some(pid) {
+            return Ok(());
+        }
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(ENDING_SHIM_MS))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The pid of this pod's shim, if it still is that: its working directory is the bundle.
+    fn shim_pid(&self) -> Option<i32> {
+        let pid = fs::read_to_string(self.bundle.join(bundle::SHIM_PID)).ok()?.trim().parse().ok()?;
+        let directory = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+        (directory == fs::canonicalize(&self.bundle).ok()?).then_some(pid)
+    }
+
+    /// The pod's directory, as the shim has noted it, else where it would be.
+    fn pod_dir(&self) -> Result<PathBuf, String> {
+        if let Ok(dir) = fs::read_link(self.bundle.join(bundle::POD_LINK)) {
+            return Ok(dir);
+        }
+        let settings = Settings::load().map_err(|e| chain(&e))?;
+        state::pod_dir(&settings.state_dir, &self.args.namespace, &self.pod).map_err(|e| chain(&e))
+    }
+
+    /// Runs the poststop hooks that a dead shim owes.
+    async fn run_owed_hooks(&self) {
+        let Some(mut spec) = self.spec.clone() else { return };
+        let Ok(hooks) = Hooks::take(&mut spec) else { return };
+        let origin =
+            Origin { id: self.args.id.clone(), bundle: self.bundle.clone(), spec, hooks, shares_pids: false };
+        if timeout(HOOKS, origin.run_poststop_hooks(None)).await.is_err() {
+            warn("the container's poststop hooks do not end in time");
+        }
+    }
+}
+
+/// Kills and deletes a container, and offers the shim to end.
+async fn delete_container(socket: &Path, id: &str) -> Result<(), ttrpc::Error> {
+    let stream = UnixStream::connect(socket).await.map_err(|e| ttrpc::Error::Socket(e.to_string()))?;
+    let task = TaskClient::new(Client::new(Socket::from(stream)));
+    let context = || context::with_duration(LIVE_SHIM);
+    let id = id.to_owned();
+    let kill =
+        KillRequest { id: id.clone(), signal: libc::SIGKILL.unsigned_abs(), all: true, ..Default::default() };
+    // Most often it is gone already, which is as good.
+    let _ = task.kill(context(), &kill).await;
+    let _ = task.wait(context(), &WaitRequest { id: id.clone(), ..Default::default() }).await;
+    let _ = task.delete(context(), &DeleteRequest { id: id.clone(), ..Default::default() }).await;
+    task.shutdown(context(), &ShutdownRequest { id, ..Default::default() }).await.map(drop)
+}

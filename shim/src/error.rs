@@ -1,0 +1,125 @@
+//! Errors as containerd sees them: a gRPC status with one line.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use monohull_runtime::pod::PodError;
+use ttrpc::Code;
+
+use crate::bundle::BundleError;
+use crate::hooks::HookError;
+use crate::io::IoError;
+use crate::options::OptionsError;
+
+/// Why a task request is refused or has failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TaskError {
+    /// No such container. The wording is containerd's own.
+    #[error("container not created")]
+    NoContainer,
+    /// No such process in the container.
+    #[error("process {0} does not exist")]
+    NoProcess(String),
+    /// A signal for a process that has ended. The wording is that of Go's `os.ErrProcessDone`, which engines look for.
+    #[error("process already finished")]
+    Finished,
+    /// The id is taken.
+    #[error("{0} already exists")]
+    Exists(String),
+    /// Not in this state.
+    #[error("{0}")]
+    Precondition(String),
+    /// A field of the request can't be served.
+    #[error("{0}")]
+    Invalid(String),
+    /// The request is none that this runtime serves.
+    #[error("{0} is not supported")]
+    Unimplemented(&'static str),
+    /// The pod failed it.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// The bundle can't be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A bundle without its configuration.
+    #[error("there is no {0}")]
+    NoSpec(PathBuf),
+    /// The request's options can't be used.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A stdio path can't be used.
+    #[error(transparent)]
+    Stdio(#[from] IoError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The serving process could not enter the pod's namespaces.
+    #[error("{0}")]
+    Environment(String),
+    /// The request's handler died.
+    #[error("the request was not completed")]
+    Lost(#[from] tokio::task::JoinError),
+}
+
+impl TaskError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoContainer | Self::NoProcess(_) | Self::Finished => Code::NOT_FOUND,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::Precondition(_) => Code::FAILED_PRECONDITION,
+            Self::Invalid(_) | Self::Bundle(_) | Self::NoSpec(_) | Self::Options(_) => Code::INVALID_ARGUMENT,
+            Self::Hook(HookError::Unsupported(_)) | Self::Stdio(IoError::Scheme { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Pod(PodError::NotFound(_)) => Code::NOT_FOUND,
+            Self::Pod(PodError::Invalid(_)) => Code::INVALID_ARGUMENT,
+            Self::Pod(PodError::Precondition(_)) => Code::FAILED_PRECONDITION,
+            Self::Pod(_) | Self::Stdio(_) | Self::Hook(_) | Self::Environment(_) | Self::Lost(_) => {
+                Code::UNKNOWN
+            }
+        }
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> Self {
+        Self::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
+    }
+}
+
+/// An error and its causes, joined by ": ". No error of ours repeats its source, so this is the only place that does.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_status_has_the_code_and_the_whole_chain_on_one_line() {
+        let cause = io::Error::from_raw_os_error(libc::EACCES);
+        let error = TaskError::from(BundleError::Read("/b/config.json".into(), cause));
+        let ttrpc::Error::RpcStatus(status) = error.into() else { panic!("not a status") };
+        assert_eq!(status.code(), Code::INVALID_ARGUMENT);
+        assert_eq!(status.message(), "cannot read /b/config.json: Permission denied (os error 13)");
+    }
+
+    #[test]
+    fn errors_of_the_pod_keep_their_meaning() {
+        let code = |error: PodError| TaskError::from(error).code();
+        assert_eq!(code(PodError::NotFound("x".into())), Code::NOT_FOUND);
+        assert_eq!(code(PodError::Invalid("x".into())), Code::INVALID_ARGUMENT);
+        assert_eq!(code(PodError::Precondition("x".into())), Code::FAILED_PRECONDITION);
+    }
+}

@@ -1,0 +1,230 @@
+//! Task events for containerd, over its ttrpc socket.
+//!
+//! Requests put events into a bounded queue and go on; one task forwards them in that order. containerd may be away
+//! for a while: each event is tried a few times before it is given up.
+
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::EventsClient;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context;
+
+use crate::address;
+use crate::error::chain;
+
+/// As many as containerd's own publisher keeps (containerd `pkg/shim/publisher.go`).
+const QUEUE: usize = 2048;
+/// How often an event is tried again, after 1, 2, 3, … seconds.
+const RETRIES: u32 = 5;
+/// What one try may take.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sends events. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Publisher {
+    namespace: String,
+    /// None without a containerd (CRI-O): events are dropped.
+    queue: Option<mpsc::Sender<Item>>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Event(Box<Envelope>),
+    Flush(oneshot::Sender<()>),
+}
+
+impl Publisher {
+    /// A publisher to the events service at `address`; with an empty address it drops everything.
+    pub(crate) fn start(address: &str, namespace: &str) -> Self {
+        let namespace = namespace.to_owned();
+        if address.is_empty() {
+            return Self { namespace, queue: None };
+        }
+        let (queue, items) = mpsc::channel(QUEUE);
+        tokio::spawn(forward_all(address.to_owned(), items));
+        Self { namespace, queue: Some(queue) }
+    }
+
+    /// Queues an event of package `containerd.events`. Never waits: an event too many is lost, and logged.
+    pub(crate) fn publish<M: Message>(&self, topic: &str, event: &M) {
+        let Some(queue) = &self.queue else { return };
+        let value = match event.write_to_bytes() {
+            Ok(value) => value,
+            Err(error) => return tracing::error!(topic, %error, "event can't be encoded"),
+        };
+        let type_url = format!("containerd.events.{}", M::NAME);
+        let envelope = Envelope {
+            timestamp: Some(timestamp(SystemTime::now())).into(),
+            namespace: self.namespace.clone(),
+            topic: topic.to_owned(),
+            event: Some(Any { type_url, value, ..Default::default() }).into(),
+            ..Default::default()
+        };
+        if queue.try_send(Item::Event(Box::new(envelope))).is_err() {
+            tracing::error!(topic, "event is lost: containerd has not taken the {QUEUE} before it");
+        }
+    }
+
+    /// Waits until all that was queued is sent or given up.
+    pub(crate) async fn flush(&self) {
+        let Some(queue) = &self.queue else { return };
+        let (done, flushed) = oneshot::channel();
+        if queue.send(Item::Flush(done)).await.is_ok() {
+            let _ = flushed.await;
+        }
+    }
+}
+
+/// A time as containerd's messages have it.
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    time.into()
+}
+
+async fn forward_all(address: String, mut items: mpsc::Receiver<Item>) {
+    let mut client = None;
+    while let Some(item) = items.recv().await {
+        match item {
+            Item::Event(envelope) => forward(&address, &mut client, *envelope).await,
+            Item::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Sends one event, again over a new connection if need be.
+async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
+    let topic = envelope.topic.clone();
+    let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
+    for attempt in 1..=RETRIES + 1 {
+        let tried = timeout(FORWARD_TIMEOUT, try_forward(address, client, &request)).await;
+        let error = match tried {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "no answer".to_owned(),
+        };
+        *client = None;
+        tracing::warn!(topic, attempt, error, "event is not delivered");
+        if attempt <= RETRIES {
+            sleep(Duration::from_secs(attempt.into())).await;
+        }
+    }
+    tracing::error!(topic, "event is given up");
+}
+
+async fn try_forward(
+    address: &str,
+    client: &mut Option<EventsClient>,
+    request: &ForwardRequest,
+) -> Result<(), ttrpc::Error> {
+    let client = match client {
+        Some(client) => client,
+        None => client.insert(connect(address).await?),
+    };
+    client.forward(context::with_duration(FORWARD_TIMEOUT), request).await.map(drop)
+}
+
+async fn connect(address: &str) -> Result<EventsClient, ttrpc::Error> {
+    // Not the client's own connect: that one blocks the thread.
+    let stream = UnixStream::connect(address::to_path(address)).await;
+    let stream = stream.map_err(|e| ttrpc::Error::Socket(format!("connect to {address}: {e}")))?;
+    Ok(EventsClient::new(Client::new(Socket::from(stream))))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::events::task::{TaskExit, TaskStart};
+    use containerd_shim_protos::shim_async::{Events, create_events};
+    use ttrpc::r#async::TtrpcContext;
+    use ttrpc::asynchronous::Server;
+
+    use super::*;
+
+    /// What a fake containerd has been sent: topics and the events' bytes.
+    pub(crate) type Received = mpsc::UnboundedReceiver<(String, Any)>;
+
+    struct Recorder(mpsc::UnboundedSender<(String, Any)>);
+
+    #[async_trait]
+    impl Events for Recorder {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            let envelope = request.envelope.unwrap_or_default();
+            self.0.send((envelope.topic, envelope.event.unwrap_or_default())).unwrap();
+            Ok(Empty::default())
+        }
+    }
+
+    /// Serves the events service at `path`.
+    pub(crate) async fn fake_containerd(path: &Path) -> (Server, Received) {
+        let (sender, received) = mpsc::unbounded_channel();
+        let service = create_events(Arc::new(Recorder(sender)));
+        let mut server = Server::new().bind(&address::to_address(path)).unwrap().register_service(service);
+        server.start().await.unwrap();
+        (server, received)
+    }
+
+    #[tokio::test]
+    async fn events_arrive_in_the_order_they_were_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let (_server, mut received) = fake_containerd(&socket).await;
+        let publisher = Publisher::start(socket.to_str().unwrap(), "n");
+        for pid in 0..200 {
+            publisher.publish("/tasks/start", &TaskStart { pid, ..Default::default() });
+        }
+        publisher.publish("/tasks/exit", &TaskExit::default());
+        publisher.flush().await;
+        for pid in 0..200 {
+            let (topic, event) = received.try_recv().unwrap();
+            assert_eq!(
+                (topic.as_str(), event.type_url.as_str()),
+                ("/tasks/start", "containerd.events.TaskStart")
+            );
+            assert_eq!(TaskStart::parse_from_bytes(&event.value).unwrap().pid, pid);
+        }
+        assert_eq!(received.try_recv().unwrap().0, "/tasks/exit");
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_a_containerd_that_is_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let publisher = Publisher::start(socket.to_str().unwrap(), "n");
+        publisher.publish("/tasks/start", &TaskStart::default());
+        publisher.publish("/tasks/exit", &TaskExit::default());
+        tokio::task::yield_now().await;
+        let (_server, mut received) = fake_containerd(&socket).await;
+        assert_eq!(received.recv().await.unwrap().0, "/tasks/start");
+        assert_eq!(received.recv().await.unwrap().0, "/tasks/exit");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_or_awaited_without_a_containerd() {
+        let publisher = Publisher::start("", "default");
+        publisher.publish("/tasks/start", &TaskStart::default());
+        publisher.flush().await;
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_loses_events_and_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let publisher = Publisher::start(dir.path().join("nobody").to_str().unwrap(), "n");
+        for _ in 0..QUEUE + 10 {
+            publisher.publish("/tasks/start", &TaskStart::default());
+        }
+    }
+}

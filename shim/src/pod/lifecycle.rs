@@ -1,0 +1,295 @@
+//! Start, signals, the end and the deletion of the pod's processes, and the events that go with them.
+//!
+//! containerd relies on the order of events: create, start, exit, delete; a process's start is announced before its
+//! exit, all execs' exits before their container's, and a kill for want of memory before the exit it caused.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart};
+use containerd_shim_protos::topics;
+use monohull_runtime::pod::PodError;
+use monohull_runtime::process::Exit;
+use tokio::sync::MutexGuard;
+
+use super::{Found, PodTasks};
+use crate::bundle;
+use crate::container::Container;
+use crate::error::{TaskError, chain};
+use crate::events::timestamp;
+use crate::guest::{Guest, GuestProcess};
+use crate::io::{Copies, Endpoints, Owner, within_limit};
+use crate::process::{Phase, TaskProcess};
+
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+/// The exit code of a process that could not be started, as runc's shim has it.
+const NEVER_STARTED: u32 = 255;
+
+impl<G: Guest> PodTasks<G> {
+    /// Starts a container's init process or an exec.
+    pub(crate) async fn start(self: Arc<Self>, id: String, exec_id: String) -> Result<u32, TaskError> {
+        let (container, process) = self.find(&id, &exec_id)?;
+        let _turn = process.turn().await;
+        if exec_id.is_empty() {
+            self.start_init(&container).await?;
+        } else {
+            self.start_exec(&container, &exec_id, &process).await?;
+        }
+        Ok(self.info.pid)
+    }
+
+    async fn start_init(&self, container: &Container<G::Process>) -> Result<(), TaskError> {
+        let guest = match container.init.phase() {
+            Phase::Created(guest) => guest,
+            phase => return Err(not_startable(&phase)),
+        };
+        let id = &container.origin.id;
+        if *id == self.info.id {
+            // Docker and hooks bring the interfaces between Create and Start.
+            self.vm()?.refresh_network().await?;
+        }
+        guest.start().await?;
+        self.info.timeline.mark("container started");
+        let event = TaskStart { container_id: id.clone(), pid: self.info.pid, ..Default::default() };
+        self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
+        container.init.set(Phase::Running(guest));
+        Ok(())
+    }
+
+    async fn start_exec(
+        self: &Arc<Self>,
+        container: &Arc<Container<G::Process>>,
+        exec_id: &str,
+        exec: &Arc<TaskProcess<G::Process>>,
+    ) -> Result<(), TaskError> {
+        let (process, size) = match exec.phase() {
+            Phase::Registered { process, size } => (process, size),
+            phase => return Err(not_startable(&phase)),
+        };
+        if container.is_ending() || !matches!(container.init.phase(), Phase::Running(_)) {
+            return Err(TaskError::Precondition("cannot exec in a container that is not running".into()));
+        }
+        let id = &container.origin.id;
+        let started = async {
+            let owner = Owner { container: id, namespace: &self.info.namespace, outside: self.outside()? };
+            let endpoints = Endpoints::open(&exec.paths, owner).await?;
+            let guest = self.vm()?.exec(id, exec_id, &process, exec.paths.wanted(size)).await?;
+            exec.set_copies(endpoints.connect(guest.take_streams()));
+            Ok(guest)
+        };
+        let guest = match started.await {
+            Ok(guest) => guest,
+            Err(error) => {
+                exec.set(Phase::Stopped(Exit { code: NEVER_STARTED, at: SystemTime::now(), oom: false }));
+                return Err(error);
+            }
+        };
+        let event = TaskExecStarted {
+            container_id: id.clone(),
+            exec_id: exec_id.into(),
+            pid: self.info.pid,
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+        exec.set(Phase::Running(guest.clone()));
+        self.watch(container.clone(), exec_id, exec.clone(), guest);
+        Ok(())
+    }
+
+    /// Follows a process of the guest to its end.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        container: Arc<Container<G::Process>>,
+        exec_id: &str,
+        process: Arc<TaskProcess<G::Process>>,
+        guest: G::Process,
+    ) {
+        let (pod, exec_id) = (self.clone(), exec_id.to_owned());
+        tokio::spawn(async move {
+            let exit = guest.wait().await;
+            let _turn = process.turn().await;
+            if exec_id.is_empty() {
+                end_execs(&container, &guest).await;
+            }
+            pod.announce_exit(&container, &exec_id, exit);
+            process.with_copies(Copies::process_ended);
+            process.set(Phase::Stopped(exit));
+        });
+    }
+
+    fn announce_exit(&self, container: &Container<G::Process>, exec_id: &str, exit: Exit) {
+        let container_id = &container.origin.id;
+        if exit.oom && container.note_oom() {
+            // CRI-O has no events: it looks for this file.
+            let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
+            let event = TaskOOM { container_id: container_id.clone(), ..Default::default() };
+            self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+        }
+        let event = TaskExit {
+            container_id: container_id.clone(),
+            id: if exec_id.is_empty() { container_id.clone() } else { exec_id.into() },
+            pid: self.info.pid,
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
+        tracing::info!(
+            container = container_id,
+            exec = exec_id,
+            code = exit.code,
+            oom = exit.oom,
+            "process has ended"
+        );
+    }
+
+    /// Signals a process, or with `all` every process of the container.
+    pub(crate) async fn kill(
+        self: Arc<Self>,
+        id: String,
+        exec_id: String,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), TaskError> {
+        let (_, process) = self.find(&id, &exec_id)?;
+        let guest = match process.phase() {
+            Phase::Registered { .. } => {
+                return Err(TaskError::Precondition(format!("process {exec_id} has not been started")));
+            }
+            Phase::Stopped(_) => return Err(TaskError::Finished),
+            Phase::Created(guest) | Phase::Running(guest) => guest,
+        };
+        // CRI-O asks so whether a container is alive; a stuck guest must not keep the answer back.
+        if signal == 0 {
+            return Ok(());
+        }
+        match self.signal(&guest, signal, all).await {
+            Err(PodError::NotFound(_) | PodError::Ended(_)) => Err(TaskError::Finished),
+            sent => Ok(sent?),
+        }
+    }
+
+    /// Signals a guest's process. What must die dies: a guest that does not answer to SIGKILL is ended by force.
+    async fn signal(&self, guest: &G::Process, signal: u32, all: bool) -> Result<(), PodError> {
+        let sent = guest.signal(signal, all);
+        if signal != SIGKILL {
+            return sent.await;
+        }
+        within_limit(sent).await.unwrap_or_else(|| {
+            tracing::error!("guest does not answer: the pod is ended by force");
+            self.end_vm();
+            Ok(())
+        })
+    }
+
+    /// Deletes a stopped process, or one that never ran, with all its output delivered.
+    pub(crate) async fn delete(self: Arc<Self>, id: String, exec_id: String) -> Result<Exit, TaskError> {
+        let found = self.find(&id, &exec_id)?;
+        let (_turn, exit) = self.stop_for_delete(&found, &exec_id).await?;
+        // Another Delete may have had its turn before.
+        self.find(&id, &exec_id)?;
+        let (container, process) = &found;
+        process.finish_output(&id).await;
+        if exec_id.is_empty() {
+            self.delete_container(container, exit).await?;
+        } else {
+            container.remove_exec(&exec_id);
+        }
+        Ok(exit)
+    }
+
+    /// Brings a process into the stopped phase if it may be deleted, and returns its exit with the turn.
+    async fn stop_for_delete<'a>(
+        &self,
+        (container, process): &'a Found<G::Process>,
+        exec_id: &str,
+    ) -> Result<(MutexGuard<'a, ()>, Exit), TaskError> {
+        let turn = process.turn().await;
+        let guest = match process.phase() {
+            Phase::Stopped(exit) => return Ok((turn, exit)),
+            Phase::Registered { .. } => {
+                let exit = Exit { code: 0, at: SystemTime::now(), oom: false };
+                process.set(Phase::Stopped(exit));
+                return Ok((turn, exit));
+            }
+            Phase::Running(_) => {
+                let name = if exec_id.is_empty() { &container.origin.id } else { exec_id };
+                return Err(TaskError::Precondition(format!("cannot delete a running process: {name}")));
+            }
+            Phase::Created(guest) => guest,
+        };
+        if let Err(error) = self.signal(&guest, SIGKILL, true).await {
+            tracing::debug!(error = chain(&error), "created container is not killed: it has ended already");
+        }
+        // Its end is announced by the task that watches it, which needs the turn.
+        drop(turn);
+        let exit = process.stopped().await.ok_or(TaskError::NoContainer)?;
+        Ok((process.turn().await, exit))
+    }
+
+    /// Removes a stopped container. The pod's last one takes the VM with it.
+    async fn delete_container(
+        self: &Arc<Self>,
+        container: &Container<G::Process>,
+        exit: Exit,
+    ) -> Result<(), TaskError> {
+        let id = &container.origin.id;
+        for exec in container.execs() {
+            exec.finish_output(id).await;
+        }
+        // Before the container is forgotten anywhere: a crash in between repeats the hooks and does not skip them.
+        container.origin.run_poststop_hooks(self.outside()?).await;
+        if let Ok(vm) = self.vm()
+            && let Err(error) = vm.delete_container(id).await
+        {
+            // The guest has lost it or is lost itself: what is left of the container goes with the VM.
+            tracing::warn!(container = id, error = chain(&error), "guest has not removed the container");
+        }
+        let last = {
+            let mut containers = self.containers();
+            containers.remove(id);
+            containers.is_empty()
+        };
+        let event = TaskDelete {
+            container_id: id.clone(),
+            pid: self.info.pid,
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
+        // Members come and go while the sandbox is there. Without it there is no pod: the VM ends now, off the critical
+        // path, and the engine's Shutdown request finds it gone.
+        if last && *id == self.info.id {
+            self.end_vm();
+        }
+        Ok(())
+    }
+}
+
+/// Waits until no exec of a container runs whose init has ended. In a pid namespace of its own the guest's kernel has
+/// killed them; in a shared one that is for us to do.
+async fn end_execs<P: GuestProcess>(container: &Container<P>, init: &P) {
+    let execs = container.begin_end();
+    if container.origin.shares_pids
+        && let Err(error) = init.signal(SIGKILL, true).await
+    {
+        tracing::debug!(error = chain(&error), "no process is left to kill");
+    }
+    for exec in execs {
+        // Once its turn comes it is not just being started.
+        drop(exec.turn().await);
+        if matches!(exec.phase(), Phase::Running(_)) {
+            exec.stopped().await;
+        }
+    }
+}
+
+fn not_startable<P>(phase: &Phase<P>) -> TaskError {
+    let what = match phase {
+        Phase::Stopped(_) => "stopped",
+        Phase::Registered { .. } | Phase::Created(_) | Phase::Running(_) => "running",
+    };
+    TaskError::Precondition(format!("cannot start a {what} process"))
+}

@@ -1,0 +1,670 @@
+//! The task service over its real socket, with a guest that does what a test tells it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::{
+    ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount as ApiMount, PidsRequest,
+    ShutdownRequest, StartRequest, StateRequest, StateResponse, StatsRequest, WaitRequest,
+};
+use containerd_shim_protos::shim_async::TaskClient;
+use containerd_shim_protos::types::task::Status;
+use monohull_runtime::pod::PodError;
+use monohull_runtime::process::{Exit, Stdio, Streams};
+use monohull_vmm::api::ExitReason;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use ttrpc::Code;
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::{Listener, Socket};
+use ttrpc::asynchronous::Server;
+use ttrpc::context::Context;
+
+use super::*;
+use crate::events::tests::{Received, fake_containerd};
+use crate::task;
+
+#[derive(Debug)]
+struct FakeGuest {
+    processes: Mutex<HashMap<String, FakeProcess>>,
+    next_pid: AtomicU32,
+    calls: Mutex<Vec<String>>,
+    end: watch::Sender<Option<ExitReason>>,
+}
+
+#[derive(Clone, Debug)]
+struct FakeProcess {
+    pid: u32,
+    exit: Arc<watch::Sender<Option<Exit>>>,
+    /// Does not answer to anything any more.
+    stuck: Arc<AtomicBool>,
+    /// Every signal that was sent, and whether it was for all processes.
+    signals: Arc<Mutex<Vec<(u32, bool)>>>,
+    behaviour: Behaviour,
+    /// Lets a slow process start.
+    gate: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behaviour {
+    Ordinary,
+    /// Ends before its start is answered.
+    Hasty,
+    /// Starts when the gate opens.
+    Slow,
+}
+
+impl FakeProcess {
+    fn end(&self, code: u32, oom: bool) {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            exit.get_or_insert(Exit { code, at: SystemTime::now(), oom });
+            first
+        });
+    }
+}
+
+impl FakeGuest {
+    fn add(&self, name: String, behaviour: Behaviour) -> FakeProcess {
+        let process = FakeProcess {
+            pid: self.next_pid.fetch_add(1, Ordering::SeqCst),
+            exit: Arc::default(),
+            stuck: Arc::default(),
+            signals: Arc::default(),
+            behaviour,
+            gate: Arc::default(),
+        };
+        self.processes.lock().unwrap().insert(name, process.clone());
+        process
+    }
+
+    fn call(&self, what: String) {
+        self.calls.lock().unwrap().push(what);
+    }
+
+    fn process(&self, name: &str) -> FakeProcess {
+        self.processes.lock().unwrap()[name].clone()
+    }
+}
+
+impl Guest for FakeGuest {
+    type Process = FakeProcess;
+
+    async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
+        if config.hostname == "no-kvm" {
+            return Err(PodError::Invalid("cannot open /dev/kvm".into()));
+        }
+        let next_pid = AtomicU32::new(100);
+        let end = watch::Sender::new(None);
+        Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end }))
+    }
+
+    async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
+        self.call(format!("create {}", config.id));
+        let first = config.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
+        match first.first().map(String::as_str) {
+            Some("missing") => {
+                Err(PodError::NotFound("exec missing: executable file not found in $PATH".into()))
+            }
+            Some("hasty") => Ok(self.add(config.id, Behaviour::Hasty)),
+            Some("slow") => Ok(self.add(config.id, Behaviour::Slow)),
+            _ => Ok(self.add(config.id, Behaviour::Ordinary)),
+        }
+    }
+
+    async fn exec(
+        &self,
+        container: &str,
+        exec_id: &str,
+        _: &oci::Process,
+        _: Stdio,
+    ) -> Result<FakeProcess, PodError> {
+        if exec_id == "missing" {
+            return Err(PodError::NotFound("exec missing: no such file or directory".into()));
+        }
+        Ok(self.add(format!("{container}/{exec_id}"), Behaviour::Ordinary))
+    }
+
+    async fn processes(&self, container: &str) -> Result<Vec<(u32, String)>, PodError> {
+        let all = self.processes.lock().unwrap();
+        let of = |(name, process): (&String, &FakeProcess)| match name.split_once('/') {
+            None if name == container => Some((process.pid, String::new())),
+            Some((id, exec)) if id == container => Some((process.pid, exec.to_owned())),
+            _ => None,
+        };
+        Ok(all.iter().filter_map(of).collect())
+    }
+
+    async fn refresh_network(&self) -> Result<(), PodError> {
+        self.call("refresh network".into());
+        Ok(())
+    }
+
+    async fn delete_container(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("delete {container}"));
+        Ok(())
+    }
+
+    async fn ended(&self) -> ExitReason {
+        let mut end = self.end.subscribe();
+        end.wait_for(Option::is_some).await.unwrap().clone().unwrap()
+    }
+
+    async fn shutdown(&self) -> Result<ExitReason, PodError> {
+        self.processes.lock().unwrap().values().for_each(|process| process.end(137, false));
+        self.end.send_replace(Some(ExitReason::GuestShutdown));
+        Ok(ExitReason::GuestShutdown)
+    }
+}
+
+impl GuestProcess for FakeProcess {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn take_streams(&self) -> Streams {
+        Streams::default()
+    }
+
+    async fn start(&self) -> Result<(), PodError> {
+        match self.behaviour {
+            Behaviour::Ordinary => {}
+            Behaviour::Hasty => {
+                self.end(0, false);
+                tokio::task::yield_now().await;
+            }
+            Behaviour::Slow => self.gate.notified().await,
+        }
+        Ok(())
+    }
+
+    async fn signal(&self, signal: u32, all: bool) -> Result<(), PodError> {
+        self.signals.lock().unwrap().push((signal, all));
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if self.exit.borrow().is_some() {
+            return Err(PodError::NotFound("no such process".into()));
+        }
+        self.end(128 + signal, false);
+        Ok(())
+    }
+
+    async fn wait(&self) -> Exit {
+        self.exit.subscribe().wait_for(Option::is_some).await.unwrap().unwrap()
+    }
+
+    async fn resize(&self, _: u16, _: u16) -> Result<(), PodError> {
+        Ok(())
+    }
+}
+
+/// A served pod "p1" with a fake guest and a fake containerd.
+struct Fixture {
+    dir: TempDir,
+    pod: Arc<PodTasks<FakeGuest>>,
+    task: TaskClient,
+    client: Client,
+    events: Received,
+    _servers: [Server; 2],
+}
+
+const SHIM_PID: u32 = 4711;
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (containerd, events) = fake_containerd(&dir.path().join("events")).await;
+        let publisher = Publisher::start(dir.path().join("events").to_str().unwrap(), "n");
+        let info = PodInfo {
+            id: "p1".into(),
+            namespace: "n".into(),
+            pid: SHIM_PID,
+            outside: Ok(None),
+            timeline: Timeline::new(),
+        };
+        let pod = Arc::new(PodTasks::new(info, publisher));
+        let socket = dir.path().join("task");
+        let listener = Listener::from(UnixListener::bind(&socket).unwrap());
+        let mut server = Server::new().add_listener(listener).register_service(task::services(&pod, &socket));
+        server.start().await.unwrap();
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        let client = Client::new(Socket::from(stream));
+        let task = TaskClient::new(client.clone());
+        Self { dir, pod, task, client, events, _servers: [containerd, server] }
+    }
+
+    fn guest(&self) -> Arc<FakeGuest> {
+        self.pod.vm().unwrap()
+    }
+
+    /// Makes a bundle and asks for its container.
+    async fn create(&self, id: &str, extra: serde_json::Value) -> ttrpc::Result<u32> {
+        let bundle = self.dir.path().join(id);
+        std::fs::create_dir_all(&bundle).unwrap();
+        let mut spec = json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs"},
+            "linux": {"namespaces": [{"type": "network"}, {"type": "pid"}]},
+        });
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        self.create_from(id, &bundle).await
+    }
+
+    async fn create_from(&self, id: &str, bundle: &Path) -> ttrpc::Result<u32> {
+        let rootfs = vec![ApiMount { type_: "bind".into(), source: "/".into(), ..Default::default() }];
+        let bundle = bundle.to_str().unwrap().to_owned();
+        let request = CreateTaskRequest { id: id.into(), bundle, rootfs, ..Default::default() };
+        self.task.create(Context::default(), &request).await.map(|response| response.pid)
+    }
+
+    async fn start(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = StartRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        self.task.start(Context::default(), &request).await.map(|response| response.pid)
+    }
+
+    async fn exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
+        let spec = Any {
+            value: br#"{"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["x"]}"#.to_vec(),
+            ..Default::default()
+        };
+        let (id, exec_id) = (id.into(), exec_id.into());
+        let request = ExecProcessRequest { id, exec_id, spec: Some(spec).into(), ..Default::default() };
+        self.task.exec(Context::default(), &request).await.map(drop)
+    }
+
+    async fn kill(&self, id: &str, exec_id: &str, signal: u32) -> ttrpc::Result<()> {
+        let request = KillRequest { id: id.into(), exec_id: exec_id.into(), signal, ..Default::default() };
+        self.task.kill(Context::default(), &request).await.map(drop)
+    }
+
+    async fn wait(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = WaitRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        self.task.wait(Context::default(), &request).await.map(|response| response.exit_status)
+    }
+
+    async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = DeleteRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        self.task.delete(Context::default(), &request).await.map(|response| response.exit_status)
+    }
+
+    async fn state(&self, id: &str) -> ttrpc::Result<StateResponse> {
+        self.task.state(Context::default(), &StateRequest { id: id.into(), ..Default::default() }).await
+    }
+
+    async fn status(&self, id: &str) -> Status {
+        self.state(id).await.unwrap().status.enum_value().unwrap()
+    }
+
+    /// The events so far, as "topic id".
+    async fn events(&mut self) -> Vec<String> {
+        self.pod.events.flush().await;
+        let mut events = Vec::new();
+        while let Ok((topic, event)) = self.events.try_recv() {
+            use containerd_shim_protos::events::task as e;
+            let value = &event.value;
+            let id = match topic.as_str() {
+                "/tasks/exit" => {
+                    e::TaskExit::parse_from_bytes(value).map(|e| format!("{} {}", e.id, e.exit_status))
+                }
+                "/tasks/exec-added" => e::TaskExecAdded::parse_from_bytes(value).map(|e| e.exec_id),
+                "/tasks/exec-started" => e::TaskExecStarted::parse_from_bytes(value).map(|e| e.exec_id),
+                // The container's id is field 1 of all the others.
+                _ => e::TaskOOM::parse_from_bytes(value).map(|e| e.container_id),
+            };
+            events.push(format!("{} {}", topic.trim_start_matches("/tasks/"), id.unwrap()));
+        }
+        events
+    }
+}
+
+/// The part of a configuration that runs `word`.
+fn process(word: &str) -> serde_json::Value {
+    json!({"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": [word]}})
+}
+
+/// The status of a refused request.
+fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message().to_owned()),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_container_lives_and_its_events_come_in_order() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.create("p1", json!({})).await.unwrap(), SHIM_PID);
+    assert_eq!(t.status("p1").await, Status::CREATED);
+    assert_eq!(t.start("p1", "").await.unwrap(), SHIM_PID);
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    t.kill("p1", "", 15).await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 143);
+    let state = t.state("p1").await.unwrap();
+    assert_eq!((state.status.enum_value().unwrap(), state.exit_status), (Status::STOPPED, 143));
+    assert!(state.exited_at.seconds > 0);
+    let guest = t.guest();
+    assert_eq!(t.delete("p1", "").await.unwrap(), 143);
+    assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 143", "delete p1"]);
+    assert_eq!(*guest.calls.lock().unwrap(), ["create p1", "refresh network", "delete p1"]);
+    assert_eq!(guest.ended().await, ExitReason::GuestShutdown, "the VM goes with the pod's last container");
+}
+
+#[tokio::test]
+async fn an_exit_during_the_start_is_announced_after_it() {
+    let mut t = Fixture::new().await;
+    t.create("p1", process("hasty")).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 0);
+    assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 0"]);
+}
+
+#[tokio::test]
+async fn the_exit_of_init_is_announced_after_those_of_all_execs() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    for exec in ["e1", "e2"] {
+        t.exec("p1", exec).await.unwrap();
+        t.start("p1", exec).await.unwrap();
+    }
+    t.exec("p1", "never").await.unwrap();
+    let guest = t.guest();
+    guest.process("p1").end(1, false);
+    tokio::task::yield_now().await;
+    assert_eq!(t.status("p1").await, Status::RUNNING, "its execs still run");
+    assert_eq!(refusal(t.exec("p1", "late").await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(refusal(t.start("p1", "never").await).0, Code::FAILED_PRECONDITION);
+    guest.process("p1/e2").end(137, false);
+    guest.process("p1/e1").end(137, false);
+    assert_eq!(t.wait("p1", "").await.unwrap(), 1);
+    let events = t.events().await;
+    assert_eq!(events.last().unwrap(), "exit p1 1");
+    assert!(events.contains(&"exit e1 137".to_owned()) && events.contains(&"exit e2 137".to_owned()));
+}
+
+#[tokio::test]
+async fn only_in_a_shared_pid_namespace_the_end_of_init_needs_a_kill() {
+    let t = Fixture::new().await;
+    let shared = json!([{"type": "network"}, {"type": "pid", "path": "/proc/1/ns/pid"}]);
+    let own = json!([{"type": "network"}, {"type": "pid"}]);
+    for (id, namespaces, signals) in [("p1", own, vec![]), ("c1", shared, vec![(9, true)])] {
+        t.create(id, json!({"linux": {"namespaces": namespaces}})).await.unwrap();
+        t.start(id, "").await.unwrap();
+        let init = t.guest().process(id);
+        init.end(0, false);
+        assert_eq!(t.wait(id, "").await.unwrap(), 0);
+        assert_eq!(*init.signals.lock().unwrap(), signals, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn an_exec_runs_and_is_deleted_without_the_container_noticing() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.exec("p1", "e1").await.unwrap();
+    assert_eq!(refusal(t.exec("p1", "e1").await).0, Code::ALREADY_EXISTS);
+    assert_eq!(refusal(t.kill("p1", "e1", 9).await).0, Code::FAILED_PRECONDITION);
+    assert_eq!(t.start("p1", "e1").await.unwrap(), SHIM_PID);
+    assert_eq!(refusal(t.delete("p1", "e1").await).0, Code::FAILED_PRECONDITION);
+    t.kill("p1", "e1", 9).await.unwrap();
+    assert_eq!(t.wait("p1", "e1").await.unwrap(), 137);
+    assert_eq!(t.delete("p1", "e1").await.unwrap(), 137);
+    assert_eq!(refusal(t.wait("p1", "e1").await), (Code::NOT_FOUND, "process e1 does not exist".into()));
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    let expected = ["create p1", "start p1", "exec-added e1", "exec-started e1", "exit e1 137"];
+    assert_eq!(t.events().await, expected);
+}
+
+#[tokio::test]
+async fn an_exec_of_a_missing_binary_fails_to_start_and_can_be_deleted() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.exec("p1", "missing").await.unwrap();
+    let (_, message) = refusal(t.start("p1", "missing").await);
+    assert_eq!(message, "exec missing: no such file or directory");
+    assert_eq!(t.wait("p1", "missing").await.unwrap(), 255);
+    t.delete("p1", "missing").await.unwrap();
+    assert!(!t.events().await.iter().any(|event| event.starts_with("exec-started")));
+}
+
+#[tokio::test]
+async fn requests_that_do_not_fit_the_state_have_the_codes_that_engines_know() {
+    let t = Fixture::new().await;
+    assert_eq!(refusal(t.state("p1").await), (Code::NOT_FOUND, "container not created".into()));
+    t.create("p1", json!({})).await.unwrap();
+    assert_eq!(refusal(t.create("p1", json!({})).await).0, Code::ALREADY_EXISTS);
+    t.start("p1", "").await.unwrap();
+    assert_eq!(refusal(t.start("p1", "").await).1, "cannot start a running process");
+    assert_eq!(refusal(t.delete("p1", "").await).0, Code::FAILED_PRECONDITION);
+    t.kill("p1", "", 0).await.unwrap();
+    t.kill("p1", "", 9).await.unwrap();
+    t.wait("p1", "").await.unwrap();
+    assert_eq!(refusal(t.kill("p1", "", 9).await), (Code::NOT_FOUND, "process already finished".into()));
+    assert_eq!(refusal(t.kill("p1", "", 0).await).0, Code::NOT_FOUND);
+    t.delete("p1", "").await.unwrap();
+    assert_eq!(refusal(t.delete("p1", "").await).0, Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn what_is_not_built_is_unimplemented() {
+    let t = Fixture::new().await;
+    let stats =
+        t.task.stats(Context::default(), &StatsRequest { id: "p1".into(), ..Default::default() }).await;
+    let expected = "reading a container's statistics is not supported".to_owned();
+    assert_eq!(refusal(stats), (Code::UNIMPLEMENTED, expected));
+}
+
+#[tokio::test]
+async fn a_container_that_was_never_started_can_be_deleted() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    assert_eq!(t.delete("p1", "").await.unwrap(), 137);
+    assert_eq!(t.events().await, ["create p1", "exit p1 137", "delete p1"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_boot_says_why_and_leaves_nothing() {
+    let mut t = Fixture::new().await;
+    let (code, message) = refusal(t.create("p1", json!({"hostname": "no-kvm"})).await);
+    assert_eq!((code, message.as_str()), (Code::INVALID_ARGUMENT, "cannot open /dev/kvm"));
+    assert_eq!(refusal(t.state("p1").await).0, Code::NOT_FOUND);
+    assert!(t.events().await.is_empty());
+    t.create("p1", json!({})).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_binary_is_named_and_its_pod_ended() {
+    let t = Fixture::new().await;
+    let (_, message) = refusal(t.create("p1", process("missing")).await);
+    assert_eq!(message, "exec missing: executable file not found in $PATH");
+    assert!(matches!(*t.pod.vm_slot(), Vm::Absent));
+    assert!(t.pod.containers().is_empty());
+}
+
+#[tokio::test]
+async fn bad_bundles_are_refused_in_one_line() {
+    let t = Fixture::new().await;
+    let bundle = t.dir.path().join("empty");
+    let (code, message) = refusal(t.create_from("p1", &bundle).await);
+    assert_eq!(
+        (code, message),
+        (Code::INVALID_ARGUMENT, format!("there is no {}", bundle.join("config.json").display()))
+    );
+    std::fs::create_dir(&bundle).unwrap();
+    std::fs::write(bundle.join("config.json"), "{\"ociVersion\": ").unwrap();
+    let (_, message) = refusal(t.create_from("p1", &bundle).await);
+    assert!(message.contains("config.json is not a valid OCI runtime configuration: EOF"), "{message}");
+}
+
+#[tokio::test]
+async fn members_share_the_pods_vm_and_the_sandbox_outlives_them() {
+    let t = Fixture::new().await;
+    assert_eq!(refusal(t.create("c1", json!({})).await).0, Code::FAILED_PRECONDITION);
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    for _ in 0..2 {
+        t.create("c1", json!({})).await.unwrap();
+        t.start("c1", "").await.unwrap();
+        t.kill("c1", "", 9).await.unwrap();
+        t.wait("c1", "").await.unwrap();
+        t.delete("c1", "").await.unwrap();
+    }
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    assert!(t.guest().end.borrow().is_none());
+}
+
+#[tokio::test]
+async fn the_end_of_the_vm_ends_every_process_and_says_so() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.guest().shutdown().await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 137);
+    assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 137"]);
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_told_once_and_before_the_exit() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.exec("p1", "e1").await.unwrap();
+    t.start("p1", "e1").await.unwrap();
+    let guest = t.guest();
+    guest.process("p1/e1").end(137, true);
+    t.wait("p1", "e1").await.unwrap();
+    guest.process("p1").end(137, true);
+    t.wait("p1", "").await.unwrap();
+    assert_eq!(t.events().await[4..], ["oom p1", "exit e1 137", "exit p1 137"]);
+    assert!(t.dir.path().join("p1/oom").exists(), "CRI-O looks for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_guest_keeps_no_answer_back_and_sigkill_ends_it() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.guest().process("p1").stuck.store(true, Ordering::SeqCst);
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    t.kill("p1", "", 0).await.unwrap();
+    t.kill("p1", "", 9).await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 137);
+}
+
+#[tokio::test]
+async fn a_request_whose_client_goes_away_is_still_done() {
+    let t = Fixture::new().await;
+    t.create("p1", process("slow")).await.unwrap();
+    let stream = UnixStream::connect(t.dir.path().join("task")).await.unwrap();
+    let other = TaskClient::new(Client::new(Socket::from(stream)));
+    let request = StartRequest { id: "p1".into(), ..Default::default() };
+    let init = t.pod.container("p1").unwrap().init.clone();
+    tokio::select! {
+        _ = other.start(Context::default(), &request) => panic!("the gate is closed"),
+        () = async { while !init.is_changing() { tokio::task::yield_now().await } } => drop(other),
+    }
+    assert_eq!(t.status("p1").await, Status::CREATED);
+    t.guest().process("p1").gate.notify_one();
+    drop(init.turn().await);
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_the_last_container_and_frees_the_socket() {
+    let t = Fixture::new().await;
+    let socket = t.dir.path().join("task");
+    let request = ShutdownRequest::default();
+    let shutdown = || t.task.shutdown(Context::default(), &request);
+    t.create("p1", json!({})).await.unwrap();
+    shutdown().await.unwrap();
+    assert!(socket.exists());
+    t.delete("p1", "").await.unwrap();
+    shutdown().await.unwrap();
+    assert!(!socket.exists());
+    t.pod.stop_requested().await;
+    t.pod.close().await;
+}
+
+#[tokio::test]
+async fn closing_ends_what_runs_and_tells_containerd() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.pod.close().await;
+    assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 137"]);
+}
+
+#[tokio::test]
+async fn hooks_run_before_the_container_and_after_it() {
+    let t = Fixture::new().await;
+    let log = t.dir.path().join("order");
+    let hook = |word: &str| {
+        let script = format!("echo {word} >> {}", log.display());
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
+    };
+    t.create("p1", json!({"hooks": {"createRuntime": hook("create"), "poststop": hook("stop")}}))
+        .await
+        .unwrap();
+    let read = || std::fs::read_to_string(&log).unwrap();
+    assert_eq!(read(), "create\n");
+    assert!(t.dir.path().join("p1").join(bundle::HOOKS_PENDING).exists());
+    t.delete("p1", "").await.unwrap();
+    assert_eq!(read(), "create\nstop\n");
+    assert!(!t.dir.path().join("p1").join(bundle::HOOKS_PENDING).exists());
+}
+
+#[tokio::test]
+async fn a_failing_hook_refuses_the_container_and_is_cleaned_up_after() {
+    let t = Fixture::new().await;
+    let stopped = t.dir.path().join("stopped");
+    let hook = |script: String| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let hooks = json!({"createRuntime": hook("exit 1".into()), "poststop": hook(format!("touch {}", stopped.display()))});
+    let (_, message) = refusal(t.create("p1", json!({"hooks": hooks})).await);
+    assert!(message.starts_with("the createRuntime hook /bin/sh failed"), "{message}");
+    assert!(stopped.exists());
+    assert!(matches!(*t.pod.vm_slot(), Vm::Absent));
+}
+
+#[tokio::test]
+async fn pids_name_the_task_by_the_pid_that_the_engine_knows() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.exec("p1", "e1").await.unwrap();
+    t.start("p1", "e1").await.unwrap();
+    let request = PidsRequest { id: "p1".into(), ..Default::default() };
+    let pids = t.task.pids(Context::default(), &request).await.unwrap().processes;
+    assert_eq!(pids.iter().map(|process| process.pid).collect::<Vec<_>>(), [SHIM_PID, 101]);
+    assert_eq!(pids[1].info.type_url, "containerd.runc.v1.ProcessDetails");
+    t.kill("p1", "", 9).await.unwrap();
+    t.kill("p1", "e1", 9).await.unwrap();
+    t.wait("p1", "").await.unwrap();
+    let pids = t.task.pids(Context::default(), &request).await.unwrap().processes;
+    assert_eq!(pids.len(), 1, "a stopped task is no leaked shim");
+}
+
+#[tokio::test]
+async fn both_versions_of_the_task_service_answer() {
+    let t = Fixture::new().await;
+    for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
+        let request = ttrpc::proto::Request {
+            service: service.into(),
+            method: "Connect".into(),
+            payload: ConnectRequest { id: "p1".into(), ..Default::default() }.write_to_bytes().unwrap(),
+            ..Default::default()
+        };
+        let response = t.client.request(request).await.unwrap();
+        let response =
+            containerd_shim_protos::api::ConnectResponse::parse_from_bytes(&response.payload).unwrap();
+        assert_eq!((response.shim_pid, response.task_pid), (SHIM_PID, 0), "{service}");
+    }
+}

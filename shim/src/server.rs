@@ -1,0 +1,127 @@
+//! The serving process: one per pod, from `start` to Shutdown.
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use monohull_runtime::pod::Pod;
+use monohull_runtime::timeline::Timeline;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::{dup2_stdin, setsid};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use ttrpc::r#async::transport::Listener;
+use ttrpc::asynchronous::Server;
+
+use crate::args::Args;
+use crate::bootstrap::TTRPC_ADDRESS;
+use crate::bundle;
+use crate::error::chain;
+use crate::events::Publisher;
+use crate::log;
+use crate::namespaces::{self, Outside};
+use crate::pod::{PodInfo, PodTasks};
+use crate::task;
+
+/// tokio's helper threads, which write `file://` logs: enough, and small.
+const HELPER_THREADS: usize = 4;
+const HELPER_STACK: usize = 128 * 1024;
+
+/// Why the process can't serve.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// Somebody runs the shim by hand.
+    #[error("nothing to serve: the shim takes an action, start or delete, and is run by a container engine")]
+    NoSocket,
+    /// A system call failed.
+    #[error("cannot {0}")]
+    Io(&'static str, #[source] io::Error),
+    /// The RPC server failed.
+    #[error("cannot serve requests")]
+    Rpc(#[source] ttrpc::Error),
+}
+
+impl ServeError {
+    fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io(what, source.into())
+    }
+}
+
+/// Serves the pod of container `args.id`, whose bundle is the current directory, on the listening socket that is
+/// standard input. The process must be single-threaded when it comes here.
+pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
+    let timeline = Timeline::new();
+    timeline.mark("shim started");
+    let listener = take_listener()?;
+    // In a session of its own no terminal's signal reaches it. It fails for a session leader, which has that already.
+    let _ = setsid();
+    log::init(Path::new("log"), &args.id, args.debug);
+
+    // An error here is the answer to Create, where the engine shows it.
+    let outside = enter_pod().inspect_err(|error| tracing::error!(error, "pod can't be prepared"));
+    let info = PodInfo {
+        id: args.id.clone(),
+        namespace: args.namespace.clone(),
+        pid: std::process::id(),
+        outside: outside.map(Some),
+        timeline,
+    };
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(HELPER_THREADS)
+        .thread_stack_size(HELPER_STACK)
+        .build()
+        .map_err(ServeError::io("start the event loop"))?
+        .block_on(run(listener, info))
+}
+
+/// Takes the socket away from standard input, where `start` has put it, and leaves `/dev/null` there.
+fn take_listener() -> Result<UnixListener, ServeError> {
+    let stdin = io::stdin();
+    if !getsockopt(&stdin, sockopt::AcceptConn).unwrap_or(false) {
+        return Err(ServeError::NoSocket);
+    }
+    let listener = stdin.as_fd().try_clone_to_owned().map_err(ServeError::io("take the socket"))?;
+    let null = File::open("/dev/null").map_err(ServeError::io("open /dev/null"))?;
+    dup2_stdin(null).map_err(ServeError::io("leave standard input"))?;
+    Ok(listener.into())
+}
+
+/// Enters the pod's namespaces; returns those that were left.
+fn enter_pod() -> Result<Outside, String> {
+    let bundle = env::current_dir().map_err(|e| format!("cannot find the bundle: {e}"))?;
+    let spec = bundle::read_spec(&bundle).map_err(|e| chain(&e))?;
+    let outside = Outside::open().map_err(|e| format!("cannot open the host's namespaces: {e}"))?;
+    namespaces::enter(spec.as_ref()).map_err(|e| chain(&e))?;
+    Ok(outside)
+}
+
+async fn run(listener: UnixListener, info: PodInfo) -> Result<(), ServeError> {
+    let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+    let socket = socket.unwrap_or_default();
+    let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &info.namespace);
+    let pod = Arc::new(PodTasks::<Pod>::new(info, events));
+
+    listener.set_nonblocking(true).map_err(ServeError::io("make the socket non-blocking"))?;
+    let listener = Listener::try_from(listener).map_err(ServeError::io("listen"))?;
+    let mut server = Server::new().add_listener(listener).register_service(task::services(&pod, &socket));
+    server.start().await.map_err(ServeError::Rpc)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "shim serves");
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::io("wait for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::io("wait for signals"))?;
+    tokio::select! {
+        () = pod.stop_requested() => {}
+        _ = terminate.recv() => tracing::warn!("shim is terminated by a signal"),
+        _ = interrupt.recv() => tracing::warn!("shim is terminated by a signal"),
+    }
+    let _ = fs::remove_file(&socket);
+    // The answer to Shutdown is in its connection's queue, whose task runs before this one gets its next turn.
+    tokio::task::yield_now().await;
+    pod.close().await;
+    Ok(())
+}

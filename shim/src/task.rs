@@ -1,0 +1,209 @@
+//! The task service, versions 2 and 3: translates containerd's requests for [`PodTasks`] and its answers back.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
+};
+use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim_async::{Task, create_task};
+use oci_spec::runtime as oci;
+use protobuf::well_known_types::any::Any;
+use protobuf::{Enum, Message};
+use ttrpc::r#async::{Service, TtrpcContext};
+
+use crate::error::TaskError;
+use crate::events::timestamp;
+use crate::guest::Guest;
+use crate::io::StdioPaths;
+use crate::pod::PodTasks;
+
+/// The two names of the service. The messages of both versions are the same but for their package.
+const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// The service, under both its names.
+pub(crate) fn services<G: Guest>(
+    pod: &Arc<PodTasks<G>>,
+    socket: &std::path::Path,
+) -> HashMap<String, Service> {
+    let named = |name: &str| {
+        let service = TaskService { pod: pod.clone(), socket: socket.into() };
+        create_task(Arc::new(service))
+            .into_values()
+            .map(|service| (name.to_owned(), service))
+            .collect::<Vec<_>>()
+    };
+    SERVICES.into_iter().flat_map(named).collect()
+}
+
+struct TaskService<G: Guest> {
+    pod: Arc<PodTasks<G>>,
+    /// Removed when the shim ends.
+    socket: PathBuf,
+}
+
+/// Runs what changes the pod to its end: the server drops a request's future when its connection closes.
+async fn run<T: Send + 'static>(
+    request: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> Result<T, TaskError> {
+    tokio::spawn(request).await?
+}
+
+fn unimplemented<T>(what: &'static str) -> ttrpc::Result<T> {
+    Err(TaskError::Unimplemented(what).into())
+}
+
+/// The process of an Exec request: JSON, whatever its type URL says.
+fn exec_process(spec: &Any) -> Result<oci::Process, TaskError> {
+    serde_json::from_slice(&spec.value)
+        .map_err(|e| TaskError::Invalid(format!("spec is not a valid OCI process: {e}")))
+}
+
+#[async_trait]
+impl<G: Guest> Task for TaskService<G> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        let pid = run(self.pod.clone().create(request)).await?;
+        Ok(CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let pid = run(self.pod.clone().start(request.id, request.exec_id)).await?;
+        Ok(StartResponse { pid, ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let exit = run(self.pod.clone().delete(request.id, request.exec_id)).await?;
+        Ok(DeleteResponse {
+            pid: self.pod.info.pid,
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let process = exec_process(&request.spec)?;
+        let paths = StdioPaths {
+            terminal: request.terminal,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        self.pod.exec(&request.id, &request.exec_id, paths, process)?;
+        Ok(Empty::default())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let (container, process) = self.pod.find(&request.id, &request.exec_id)?;
+        let (status, exit) = process.status();
+        let paths = process.paths.clone();
+        Ok(StateResponse {
+            id: request.id,
+            bundle: container.origin.bundle.display().to_string(),
+            pid: self.pod.info.pid,
+            status: protobuf::EnumOrUnknown::from_i32(status.value()),
+            stdin: paths.stdin,
+            stdout: paths.stdout,
+            stderr: paths.stderr,
+            terminal: paths.terminal,
+            exit_status: exit.map_or(0, |exit| exit.code),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            exec_id: request.exec_id,
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        run(self.pod.clone().kill(request.id, request.exec_id, request.signal, request.all)).await?;
+        Ok(Empty::default())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let (_, process) = self.pod.find(&request.id, &request.exec_id)?;
+        let exit = process.stopped().await.ok_or(TaskError::NoContainer)?;
+        Ok(WaitResponse {
+            exit_status: exit.code,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let info = |(pid, exec_id): (u32, String)| {
+            let mut info = ProcessInfo { pid, ..Default::default() };
+            if !exec_id.is_empty() {
+                let details = ProcessDetails { exec_id, ..Default::default() };
+                let type_url = "containerd.runc.v1.ProcessDetails".to_owned();
+                let value = details.write_to_bytes().map_err(|e| ttrpc::Error::Others(e.to_string()))?;
+                info.info = Some(Any { type_url, value, ..Default::default() }).into();
+            }
+            Ok(info)
+        };
+        let processes =
+            self.pod.pids(&request.id).await?.into_iter().map(info).collect::<ttrpc::Result<_>>()?;
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.pod.resize(&request.id, &request.exec_id, request.width, request.height).await?;
+        Ok(Empty::default())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        let (_, process) = self.pod.find(&request.id, &request.exec_id)?;
+        if request.stdin {
+            process.with_copies(crate::io::Copies::close_stdin);
+        }
+        Ok(Empty::default())
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let pid = self.pod.info.pid;
+        Ok(ConnectResponse {
+            shim_pid: pid,
+            task_pid: if self.pod.container(&request.id).is_ok() { pid } else { 0 },
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.pod.request_stop() {
+            // Before the answer: whoever looks for this pod from now on must not find it.
+            let _ = std::fs::remove_file(&self.socket);
+        }
+        Ok(Empty::default())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
+        unimplemented("pausing a container")
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
+        unimplemented("resuming a container")
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        unimplemented("checkpointing a container")
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        unimplemented("updating a container's resources")
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        unimplemented("reading a container's statistics")
+    }
+}

@@ -1,0 +1,31 @@
+# shellcheck shell=bash
+# What every script of the test host shares. Sourced, never run.
+# shellcheck disable=SC2034 # used by the scripts that source this file
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(cd "$here/../.." && pwd)
+cache=${MONOHULL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/monohull}
+
+# The emulated machine. Two CPUs at most: more than the machine has only makes them wait for each other.
+host_cpus=${MONOHULL_HOST_CPUS:-$(($(nproc) > 1 ? 2 : 1))}
+host_memory=${MONOHULL_HOST_MEMORY:-4096}
+
+say() { printf 'test host: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+# need COMMAND…: stops with the fix when a command is missing.
+need() {
+    local command
+    for command in "$@"; do
+        command -v "$command" > /dev/null || die "the command $command is missing; run 'make setup'"
+    done
+}
+
+# hash: a short key of what comes on stdin.
+hash() { sha256sum | cut -c 1-16; }
+
+# seconds_since EPOCHREALTIME: for progress lines.
+seconds_since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }
