@@ -102,8 +102,7 @@ pub(crate) enum Thread {
 /// Builds a VM. `fds` are the descriptors of the message that `config` came in; `outbox` is for what devices have to
 /// tell the owner.
 ///
-/// The order matters to KVM: memory, then interrupt controllers, then CPUs, then the devices' events. What the
-/// configuration can tell to be wrong is found before any of that.
+/// The order matters to KVM: memory, then interrupt controllers, then CPUs, then the devices' events.
 pub(crate) fn build(
     config: &VmConfig,
     fds: Vec<OwnedFd>,
