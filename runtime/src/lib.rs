@@ -2,9 +2,21 @@
 //!
 //! [`pod::Pod`] owns a VM; [`process::Process`] is one process in it. The shim and `monohull run` are thin users.
 
+pub mod agent;
+pub mod container;
+#[cfg(test)]
+mod fake;
+pub mod network;
 pub mod pod;
 pub mod process;
 pub mod rootfs;
 pub mod settings;
+pub mod size;
+pub mod spec;
 pub mod state;
+mod state_file;
+mod sys;
+pub mod text;
 pub mod timeline;
+pub mod vm;
+pub mod vsock;

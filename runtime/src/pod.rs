@@ -1,15 +1,46 @@
 //! A pod: one VM, its agent, and the containers in it.
 
+mod containers;
+mod error;
+mod link;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use monohull_vmm::api::ExitReason;
+use monohull_protocol::agent as proto;
+use monohull_vmm::api::{ExitReason, VmConfig};
 use oci_spec::runtime as oci;
+use protobuf::MessageField;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
+use crate::agent::Agent;
+use crate::container::Prepared;
+use crate::network::Network;
 use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
+use crate::state::{self, PodState, ProcessId};
+use crate::state_file::StateFile;
+use crate::sys;
 use crate::timeline::Timeline;
+use crate::vm::{Vm, VmError, VmFiles};
+use crate::vsock::Vsock;
+use containers::Containers;
+pub use error::PodError;
+pub(crate) use link::Link;
+
+/// Turns a guest that never gets to its agent into an error.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// Shares of [`Pod::shutdown`]; together with what follows they stay within the 5 s that containerd allows.
+const ORDERLY_DEADLINE: Duration = Duration::from_millis(2500);
+const STOP_DEADLINE: Duration = Duration::from_millis(1000);
+/// Seed for the guest's random number generator, in bytes.
+const ENTROPY: usize = 64;
 
 /// How to make a pod.
 #[derive(Clone, Debug)]
@@ -51,77 +82,264 @@ pub struct ContainerConfig {
     pub stdio: Stdio,
 }
 
-/// Why something could not be done to a pod.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PodError {
-    /// The request names something that is not there.
-    #[error("{0}")]
-    NotFound(String),
-    /// The request can't be served: it names the field and the reason.
-    #[error("{0}")]
-    Invalid(String),
-    /// Not in this state.
-    #[error("{0}")]
-    Precondition(String),
-    /// The VM has ended.
-    #[error("the pod's VM has ended: {0}")]
-    Ended(ExitReason),
-}
-
 /// A running pod. Dropping it kills the VM.
 #[derive(Debug)]
-pub struct Pod {}
+pub struct Pod {
+    settings: Settings,
+    timeline: Timeline,
+    vm: Vm,
+    link: Link,
+    vsock: Vsock,
+    state: Arc<StateFile>,
+    containers: Containers,
+    /// `None` in a pod without a network. Changed by one refresh at a time.
+    network: Option<tokio::sync::Mutex<Network>>,
+    next_stream: AtomicU64,
+}
+
+/// What [`Pod::start`] has made before the guest is ready.
+struct Booting {
+    vm: Vm,
+    ready: oneshot::Receiver<UnixStream>,
+    network: Option<Network>,
+}
 
 impl Pod {
     /// Boots the VM and waits until its agent serves and the sandbox is set up. Whatever fails, nothing is left.
-    pub async fn start(_config: PodConfig) -> Result<Arc<Self>, PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+    ///
+    /// Call it together with [`Prepared::new`] (`tokio::try_join!`): a container is then prepared while the guest
+    /// boots. [`Self::start_with`] does that.
+    ///
+    /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
+    /// thread).
+    pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
+        let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
+        let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
+        let (vsock, listener) = Vsock::listen(state.dir())?;
+        let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
+        let Booting { vm, ready, mut network } = boot(&config, files, &state).await?;
+        let watch = vm.watch();
+        match set_up(&config, &vm, ready, network.as_mut()).await {
+            Ok(agent) => Ok(Arc::new(Self {
+                settings: config.settings,
+                timeline: config.timeline,
+                link: Link { agent, vm: watch },
+                vm,
+                vsock,
+                state: Arc::new(state),
+                containers: Containers::default(),
+                network: network.map(tokio::sync::Mutex::new),
+                next_stream: AtomicU64::new(1),
+            })),
+            Err(error) => {
+                drop(vm);
+                watch.ended().await;
+                Err(error)
+            }
+        }
     }
 
-    /// Creates a container; its init process waits for [`Process::start`].
-    pub async fn create_container(&self, _config: ContainerConfig) -> Result<Process, PodError> {
-        Err(PodError::Precondition("not built yet".into()))
-    }
-
-    /// Creates and starts a further process in a running container.
-    pub async fn exec(
-        &self,
-        _container: &str,
-        _exec_id: &str,
-        _process: &oci::Process,
-        _stdio: Stdio,
-    ) -> Result<Process, PodError> {
-        Err(PodError::Precondition("not built yet".into()))
-    }
-
-    /// Guest pids of a container's processes, with the exec id of those that [`Self::exec`] made.
-    pub async fn processes(&self, _container: &str) -> Result<Vec<(u32, String)>, PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+    /// [`Self::start`] and the creation of a first container: its root and files are prepared while the guest boots.
+    pub async fn start_with(
+        pod: PodConfig,
+        container: ContainerConfig,
+    ) -> Result<(Arc<Self>, Process), PodError> {
+        let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
+        let prepare = Prepared::new(&settings, container, &timeline);
+        let (pod, prepared) = tokio::try_join!(Self::start(pod), prepare)?;
+        match pod.create_prepared(prepared).await {
+            Ok(process) => Ok((pod, process)),
+            Err(error) => {
+                // The error that matters is the first.
+                let _ = pod.shutdown().await;
+                Err(error)
+            }
+        }
     }
 
     /// Joins interfaces that appeared in the network namespace since the start (Docker, nerdctl hooks).
     pub async fn refresh_network(&self) -> Result<(), PodError> {
-        Err(PodError::Precondition("not built yet".into()))
-    }
-
-    /// Removes a stopped container and what it had: guest mounts, cgroup, extents' scratch files, host mounts.
-    pub async fn delete_container(&self, _container: &str) -> Result<(), PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+        let Some(network) = &self.network else { return Ok(()) };
+        let mut network = network.lock().await;
+        if !network.refresh().await? {
+            return Ok(());
+        }
+        network.attach(&self.vm).await?;
+        match self.link.agent.configure_network(network.request()).await {
+            Ok(()) => {
+                self.state.mark("network changed");
+                Ok(())
+            }
+            Err(error) => Err(self.link.error(error).await),
+        }
     }
 
     /// Waits for the end of the VM, whatever brings it. Returns at once if it has ended.
     pub async fn ended(&self) -> ExitReason {
-        ExitReason::Stopped
+        self.link.vm.ended().await.reason
     }
 
     /// Ends the pod: orderly through the agent, by force when the VM or agent does not answer. Leaves nothing.
     pub async fn shutdown(&self) -> Result<ExitReason, PodError> {
-        Ok(ExitReason::Stopped)
+        if !self.link.vm.has_ended() {
+            self.end_vm().await;
+        }
+        let reason = self.ended().await;
+        self.state.remove()?;
+        Ok(reason)
+    }
+
+    /// Each step has its deadline; the last one can't be refused.
+    async fn end_vm(&self) {
+        let orderly = async {
+            if self.link.agent.shutdown().await.is_ok() {
+                self.link.vm.ended().await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        if self.ended_within(ORDERLY_DEADLINE, orderly).await {
+            return;
+        }
+        let stop = async {
+            if self.vm.stop().await.is_ok() {
+                self.link.vm.ended().await;
+            }
+        };
+        if !self.ended_within(STOP_DEADLINE, stop).await {
+            tracing::warn!(step = "shutdown", "VMM does not stop on request, killing it");
+            self.link.vm.kill(ExitReason::Stopped);
+        }
+    }
+
+    /// Lets `attempt` try for some time to bring the VM's end about.
+    async fn ended_within(&self, deadline: Duration, attempt: impl Future<Output = ()>) -> bool {
+        let either = async {
+            tokio::select! {
+                () = attempt => {}
+                _ = self.link.vm.ended() => {}
+            }
+        };
+        // The attempt's own failure is not the end of the VM.
+        tokio::time::timeout(deadline, either).await.is_ok() && self.link.vm.has_ended()
     }
 
     /// Host pid of the VMM.
     pub fn vmm_pid(&self) -> i32 {
-        0
+        self.vm.pid()
     }
+
+    /// A number for the names of a process's streams.
+    fn stream_prefix(&self) -> u64 {
+        self.next_stream.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // Processes may outlive the pod and share its state; the directory must not.
+        if let Err(error) = self.state.remove() {
+            tracing::warn!(error = %crate::text::chain(&error), step = "remove pod directory");
+        }
+    }
+}
+
+fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
+    Ok(PodState {
+        version: state::VERSION,
+        id: config.id.clone(),
+        namespace: config.namespace.clone(),
+        owner: ProcessId::own().map_err(VmError::Watch)?,
+        vmm: None,
+        containers: Vec::new(),
+        created_at: since_epoch().as_secs(),
+        memory_mib: config.memory_mib,
+        cpus: config.cpus,
+        timeline: Vec::new(),
+    })
+}
+
+/// Gets the guest's CPUs running as early as possible; only the number of interfaces must be known before.
+async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<Booting, PodError> {
+    let network = if config.network { Some(Network::discover().await?) } else { None };
+    let vm_config = VmConfig {
+        name: config.id.clone(),
+        memory_mib: config.memory_mib,
+        vcpus: config.cpus,
+        cmdline: String::new(),
+        nics: network.as_ref().map_or(0, Network::nics),
+        huge_pages: config.settings.huge_pages,
+        fds: files.roles(),
+    };
+    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, config.timeline.clone())?;
+    // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
+    let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
+    state.change(|state| state.vmm = Some(pid))?;
+    Ok(Booting { vm, ready, network })
+}
+
+/// Everything between the start of the guest's CPUs and a sandbox that takes containers.
+async fn set_up(
+    config: &PodConfig,
+    vm: &Vm,
+    ready: oneshot::Receiver<UnixStream>,
+    mut network: Option<&mut Network>,
+) -> Result<Agent, PodError> {
+    let plumb = async {
+        if let Some(network) = network.as_deref_mut() {
+            network.attach(vm).await?;
+            config.timeline.mark("network ready");
+        }
+        Ok(())
+    };
+    let agent = async {
+        match tokio::time::timeout(BOOT_DEADLINE, ready).await {
+            Ok(Ok(stream)) => {
+                config.timeline.mark("agent ready");
+                Ok(Agent::new(stream))
+            }
+            Ok(Err(_)) => Err(PodError::Ended(vm.watch().ended().await.reason)),
+            Err(_) => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
+        }
+    };
+    let (agent, ()) = tokio::try_join!(agent, plumb)?;
+    let request = sandbox_request(config, network.as_deref().map(Network::request).unwrap_or_default())?;
+    let link = Link { agent, vm: vm.watch() };
+    match link.agent.create_sandbox(&request).await {
+        Ok(sandbox) => {
+            config.timeline.mark("sandbox created");
+            let agent_us = sandbox.agent_start.as_micros();
+            tracing::info!(
+                pod = config.id,
+                kernel = sandbox.kernel_release,
+                agent_us,
+                step = "sandbox created"
+            );
+            Ok(link.agent)
+        }
+        Err(error) => Err(link.error(error).await),
+    }
+}
+
+fn sandbox_request(
+    config: &PodConfig,
+    network: proto::Network,
+) -> Result<proto::CreateSandboxRequest, PodError> {
+    let mut entropy = vec![0; ENTROPY];
+    sys::random(&mut entropy).map_err(VmError::Watch)?;
+    let hostname = if config.hostname.is_empty() { &config.id } else { &config.hostname };
+    Ok(proto::CreateSandboxRequest {
+        id: config.id.clone(),
+        hostname: hostname.clone(),
+        entropy,
+        realtime_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
+        sysctls: config.sysctls.clone(),
+        network: MessageField::some(network),
+        cpus: config.cpus.into(),
+        ..Default::default()
+    })
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

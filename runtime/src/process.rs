@@ -1,10 +1,23 @@
 //! A process in a pod: a container's init, or one that exec made.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use monohull_protocol::agent as proto;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
-use crate::pod::PodError;
+use crate::agent::{AgentError, ProcessKey};
+use crate::pod::{Link, PodError};
+use crate::state_file::StateFile;
+use crate::vsock::StreamNames;
+
+/// Code of a process whose VM ended under it: as if killed.
+const KILLED: u32 = 128 + 9;
+/// Code of a process whose end can't be learned.
+const UNKNOWN: u32 = 255;
+/// Linux's SIGRTMAX.
+const MAX_SIGNAL: u32 = 64;
 
 /// Which streams a process has. A stream that is not wanted is `/dev/null` in the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +34,22 @@ pub struct Stdio {
     pub size: Option<(u16, u16)>,
 }
 
+impl Stdio {
+    /// What the agent is told.
+    pub(crate) fn to_request(self, names: StreamNames) -> proto::Stdio {
+        let (width, height) = self.size.unwrap_or_default();
+        proto::Stdio {
+            terminal: self.terminal,
+            stdin: names.stdin,
+            stdout: names.stdout,
+            stderr: names.stderr,
+            width: width.into(),
+            height: height.into(),
+            ..Default::default()
+        }
+    }
+}
+
 /// The host's ends of a process's streams, ready when the process exists.
 #[derive(Debug, Default)]
 pub struct Streams {
@@ -35,46 +64,166 @@ pub struct Streams {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// 0 to 255; 128 + n for signal n.
+    /// 0 to 255; 128 + n for signal n. 137 when the VM ended first.
     pub code: u32,
-    /// When.
+    /// When, by the host's clock.
     pub at: SystemTime,
     /// The container's memory limit has killed a process.
     pub oom: bool,
 }
 
-/// A process in a pod. Cheap to clone; the streams go to whoever takes them first.
+/// A process in a pod. Cheap to clone; the streams go to whoever takes them first. It does not keep the pod alive.
 #[derive(Clone, Debug)]
-pub struct Process {}
+pub struct Process {
+    inner: Arc<Inner>,
+}
+
+/// How far a process has come; its end is `Inner::exit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Created,
+    Starting,
+    Running,
+}
+
+#[derive(Debug)]
+struct Inner {
+    key: ProcessKey,
+    pid: u32,
+    link: Link,
+    streams: Mutex<Streams>,
+    phase: Mutex<Phase>,
+    exit: watch::Receiver<Option<Exit>>,
+    /// Where a container's start is noted.
+    state: Arc<StateFile>,
+}
 
 impl Process {
+    /// A process that the agent has made, with pid `pid`. An init process waits for [`Self::start`].
+    pub(crate) fn new(
+        key: ProcessKey,
+        pid: u32,
+        streams: Streams,
+        link: Link,
+        state: Arc<StateFile>,
+    ) -> Self {
+        let (sender, exit) = watch::channel(None);
+        let waiting = wait(link.clone(), key.clone());
+        tokio::spawn(async move { sender.send_replace(Some(waiting.await)) });
+        let phase = if key.exec.is_empty() { Phase::Created } else { Phase::Running };
+        Self {
+            inner: Arc::new(Inner {
+                key,
+                pid,
+                link,
+                streams: streams.into(),
+                phase: phase.into(),
+                exit,
+                state,
+            }),
+        }
+    }
+
     /// Its pid in the guest.
     pub fn pid(&self) -> u32 {
-        0
+        self.inner.pid
     }
 
     /// Takes the host's ends of its streams.
     pub fn take_streams(&self) -> Streams {
-        Streams::default()
+        std::mem::take(&mut *self.inner.streams.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Releases a created container's init process.
     pub async fn start(&self) -> Result<(), PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+        let inner = &*self.inner;
+        if self.exit().is_some() {
+            return Err(PodError::Precondition("cannot start a stopped process".into()));
+        }
+        self.step(Phase::Created, Phase::Starting)?;
+        let started = inner.link.agent.start(&inner.key.container).await;
+        let reached = if started.is_ok() { Phase::Running } else { Phase::Created };
+        self.step(Phase::Starting, reached)?;
+        if let Err(error) = started {
+            return Err(inner.link.error(error).await);
+        }
+        inner.state.mark("container started");
+        Ok(())
     }
 
     /// Sends a signal to the process, or with `all` to every process of its container.
-    pub async fn signal(&self, _signal: u32, _all: bool) -> Result<(), PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+    pub async fn signal(&self, signal: u32, all: bool) -> Result<(), PodError> {
+        let inner = &*self.inner;
+        if signal > MAX_SIGNAL {
+            return Err(PodError::Invalid(format!("signal {signal} does not exist")));
+        }
+        if !all && self.exit().is_some() {
+            return Err(PodError::NotFound("process already finished".into()));
+        }
+        match inner.link.agent.signal(&inner.key, signal, all).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(inner.link.error(error).await),
+        }
     }
 
     /// Waits for its end. When the VM ends first: code 137, the time of the VM's end.
     pub async fn wait(&self) -> Exit {
-        Exit { code: 0, at: SystemTime::now(), oom: false }
+        let mut exit = self.inner.exit.clone();
+        let exit = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        // The waiting task always has an answer, unless the whole runtime is being torn down.
+        exit.unwrap_or_else(|| killed(SystemTime::now()))
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.inner.exit.borrow()
+    }
+
+    /// Whether it was started and has not ended.
+    pub fn is_running(&self) -> bool {
+        self.exit().is_none() && *self.phase() == Phase::Running
     }
 
     /// Sets the size of its terminal.
-    pub async fn resize(&self, _columns: u16, _rows: u16) -> Result<(), PodError> {
-        Err(PodError::Precondition("not built yet".into()))
+    pub async fn resize(&self, columns: u16, rows: u16) -> Result<(), PodError> {
+        let inner = &*self.inner;
+        match inner.link.agent.resize(&inner.key, columns, rows).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(inner.link.error(error).await),
+        }
     }
+
+    fn phase(&self) -> std::sync::MutexGuard<'_, Phase> {
+        self.inner.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self, from: Phase, to: Phase) -> Result<(), PodError> {
+        let mut phase = self.phase();
+        if *phase != from {
+            return Err(PodError::Precondition("cannot start a running process again".into()));
+        }
+        *phase = to;
+        Ok(())
+    }
+}
+
+/// The end of a process, or that of its VM.
+async fn wait(link: Link, key: ProcessKey) -> Exit {
+    let since = SystemTime::now();
+    tokio::select! {
+        biased;
+        exit = link.agent.wait(&key, since) => match exit {
+            Ok(exit) => exit,
+            Err(AgentError::Lost(..)) => killed(link.lost().await.at),
+            Err(error) => {
+                tracing::warn!(container = key.container, exec = key.exec, error = %error, step = "wait");
+                Exit { code: UNKNOWN, at: SystemTime::now(), oom: false }
+            }
+        },
+        ended = link.vm.ended() => killed(ended.at),
+    }
+}
+
+fn killed(at: SystemTime) -> Exit {
+    Exit { code: KILLED, at, oom: false }
 }

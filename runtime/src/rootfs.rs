@@ -1,6 +1,23 @@
-//! What a container's root is made of, on the host's side.
+//! What a container's root is made of: how a list of host mounts becomes a list of guest mounts.
+//!
+//! Files and block devices with a file system (erofs, ext4, xfs) are handed to the guest as they are, and nothing is
+//! mounted on the host. Directory trees are packed into an erofs image first. What the guest may not write to, or the
+//! host has as a directory, gets an overlay whose upper layer is a tmpfs in the guest.
 
-use std::path::PathBuf;
+mod image;
+mod overlay;
+mod pack;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+pub use pack::PackError;
+
+use overlay::HostOverlay;
 
 /// A mount as containerd sends it in a Create request (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,4 +39,239 @@ pub enum Rootfs {
     Mounts(Vec<Mount>),
     /// A directory on the host that holds the tree (CRI-O, `--rootfs`).
     Directory(PathBuf),
+}
+
+/// Why a root or volume can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// Something that is not supported.
+    #[error("rootfs{place}: {reason}")]
+    Unsupported {
+        /// Which mount: "[2] (erofs)", or nothing.
+        place: String,
+        /// What about it.
+        reason: String,
+    },
+    /// A source that can't be opened.
+    #[error("cannot open {0}")]
+    Open(PathBuf, #[source] io::Error),
+    /// A source that is something else than its mount says.
+    #[error("{path} is {what}")]
+    Kind {
+        /// The source.
+        path: PathBuf,
+        /// "neither a regular file nor a block device", …
+        what: String,
+    },
+    /// A tree could not be packed.
+    #[error("cannot pack {0} for the guest")]
+    Pack(String, #[source] PackError),
+}
+
+impl RootfsError {
+    /// Whether the request is at fault, not the host.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Unsupported { .. } | Self::Kind { .. })
+    }
+
+    fn unsupported(reason: impl Into<String>) -> Self {
+        Self::Unsupported { place: String::new(), reason: reason.into() }
+    }
+
+    /// Names the mount that the error is about.
+    fn at(self, index: usize, mount: &Mount) -> Self {
+        match self {
+            Self::Unsupported { reason, .. } => {
+                Self::Unsupported { place: format!("[{index}] ({})", mount.fstype), reason }
+            }
+            other => other,
+        }
+    }
+}
+
+/// One mount in the guest (`agent.proto`), whose source is in one of several stages of preparation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Storage<S> {
+    pub(crate) fstype: String,
+    pub(crate) source: S,
+    pub(crate) target: String,
+    pub(crate) options: Vec<String>,
+    pub(crate) directories: Vec<String>,
+}
+
+/// A source as planned: host paths.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Planned {
+    /// A file or block device that holds a file system.
+    Image { path: PathBuf, read_only: bool },
+    /// A tree to pack.
+    Tree(Tree),
+    /// What the guest's mount(2) takes.
+    Path(&'static str),
+}
+
+/// A source that is ready: descriptors.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file or block device for the image disk.
+    File { file: OwnedFd, read_only: bool },
+    /// What the guest's mount(2) takes.
+    Path(String),
+}
+
+/// A directory tree on the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Tree {
+    /// A plain directory.
+    Directory(PathBuf),
+    /// The merged view of several.
+    Overlay(HostOverlay),
+}
+
+impl<S> Storage<S> {
+    fn new(fstype: &str, source: S, target: String, options: Vec<String>) -> Self {
+        Self { fstype: fstype.to_owned(), source, target, options, directories: Vec::new() }
+    }
+}
+
+/// A packed tree, mounted read-only at a guest path.
+pub(crate) fn packed(tree: Tree, target: String) -> Storage<Planned> {
+    Storage::new("erofs", Planned::Tree(tree), target, vec!["ro".into()])
+}
+
+/// The guest mounts, in order, that make `<base>/rootfs` out of a host root. `base` is the container's guest directory.
+pub(crate) fn plan(rootfs: &Rootfs, base: &str) -> Result<Vec<Storage<Planned>>, RootfsError> {
+    let mounts = match rootfs {
+        Rootfs::Directory(path) => {
+            let lower = packed(Tree::Directory(path.clone()), format!("{base}/lower"));
+            return Ok(with_tmpfs_upper(vec![lower], base));
+        }
+        Rootfs::Mounts(mounts) => mounts,
+    };
+    let Some((last, layers)) = mounts.split_last() else {
+        return Err(RootfsError::unsupported("the request names no mounts, and no directory either"));
+    };
+    let place = |index| move |error: RootfsError| error.at(index, mounts.get(index).unwrap_or(last));
+    let mut storages = Vec::new();
+    for (index, mount) in layers.iter().enumerate() {
+        storages.push(layer(mount, format!("{base}/layers/{index}")).map_err(place(index))?);
+    }
+    if template::is_template(last) {
+        return template::overlay(last, storages, base).map_err(place(layers.len()));
+    }
+    if !layers.is_empty() {
+        let reason = "only a format/overlay can follow other mounts";
+        return Err(place(layers.len())(RootfsError::unsupported(reason)));
+    }
+    let mut root = layer(last, format!("{base}/lower")).map_err(place(0))?;
+    if matches!(root.source, Planned::Image { read_only: false, .. }) {
+        root.target = format!("{base}/rootfs");
+        return Ok(vec![root]);
+    }
+    Ok(with_tmpfs_upper(vec![root], base))
+}
+
+/// One host mount as a guest mount of its own.
+fn layer(mount: &Mount, target: String) -> Result<Storage<Planned>, RootfsError> {
+    if !mount.target.is_empty() && mount.target != "/" {
+        return Err(RootfsError::unsupported(format!(
+            "target {:?}: only the root can be mounted on",
+            mount.target
+        )));
+    }
+    match mount.fstype.as_str() {
+        fstype @ ("erofs" | "ext4" | "xfs") => {
+            let read_only = fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+            let source = Planned::Image { path: absolute(&mount.source)?, read_only };
+            Ok(Storage::new(fstype, source, target, image_options(&mount.options, read_only)?))
+        }
+        "bind" => Ok(packed(Tree::Directory(absolute(&mount.source)?), target)),
+        "overlay" => Ok(packed(HostOverlay::parse(&mount.options)?.into_tree(), target)),
+        other => Err(RootfsError::unsupported(format!(
+            "type {other:?}: the guest takes erofs, ext4 and xfs images, overlay and bind mounts of directories"
+        ))),
+    }
+}
+
+fn absolute(path: &str) -> Result<PathBuf, RootfsError> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(RootfsError::unsupported(format!("source {path:?} is not an absolute path")))
+}
+
+/// What of an image's mount options concerns the guest.
+fn image_options(options: &[String], read_only: bool) -> Result<Vec<String>, RootfsError> {
+    let mut kept = Vec::new();
+    for option in options.iter().map(String::as_str) {
+        match option {
+            // The image disk takes the place of a loop device; reading and writing is settled below.
+            "loop" | "ro" | "rw" => {}
+            _ if option.starts_with("device=") => {
+                let reason = "option device=: erofs images in several files are not supported";
+                return Err(RootfsError::unsupported(reason));
+            }
+            // Done by containerd before the mount is sent.
+            _ if option.starts_with("X-containerd.mkfs.") => {}
+            _ if option.starts_with("X-containerd.") => {
+                return Err(RootfsError::unsupported(format!("option {option} is not supported")));
+            }
+            _ => kept.push(option.to_owned()),
+        }
+    }
+    if read_only {
+        kept.push("ro".into());
+    }
+    Ok(kept)
+}
+
+/// Completes read-only layers (the last of which are mounted first) with an upper layer in the guest's memory.
+fn with_tmpfs_upper(mut lower: Vec<Storage<Planned>>, base: &str) -> Vec<Storage<Planned>> {
+    let lowerdir = lower.iter().map(|storage| storage.target.as_str()).collect::<Vec<_>>().join(":");
+    let options = vec![format!("lowerdir={lowerdir}")];
+    lower.extend(tmpfs_upper(options, base));
+    lower
+}
+
+/// An overlay on `<base>/rootfs` with the given options and, as its upper layer, a new tmpfs.
+fn tmpfs_upper(mut options: Vec<String>, base: &str) -> [Storage<Planned>; 2] {
+    let mut tmpfs =
+        Storage::new("tmpfs", Planned::Path("tmpfs"), format!("{base}/rw"), vec!["mode=0755".into()]);
+    tmpfs.directories = vec!["upper".into(), "work".into()];
+    options.push(format!("upperdir={base}/rw/upper"));
+    options.push(format!("workdir={base}/rw/work"));
+    [tmpfs, Storage::new("overlay", Planned::Path("overlay"), format!("{base}/rootfs"), options)]
+}
+
+/// Opens images and packs trees; `scratch_dir` is where the packed ones are kept, without a name.
+pub(crate) async fn prepare(
+    storages: Vec<Storage<Planned>>,
+    scratch_dir: &Path,
+) -> Result<Vec<Storage<Source>>, RootfsError> {
+    let mut ready = Vec::with_capacity(storages.len());
+    for Storage { fstype, source, target, options, directories } in storages {
+        let source = match source {
+            Planned::Image { path, read_only } => {
+                Source::File { file: image::open(&path, read_only)?, read_only }
+            }
+            Planned::Tree(tree) => {
+                let name = tree.to_string();
+                let file = pack::pack(tree, scratch_dir).await.map_err(|e| RootfsError::Pack(name, e))?;
+                Source::File { file, read_only: true }
+            }
+            Planned::Path(path) => Source::Path(path.to_owned()),
+        };
+        ready.push(Storage { fstype, source, target, options, directories });
+    }
+    Ok(ready)
+}
+
+impl std::fmt::Display for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Overlay(overlay) => write!(f, "an overlay of {} directories", overlay.layers()),
+        }
+    }
 }

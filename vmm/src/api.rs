@@ -39,14 +39,14 @@ pub struct VmConfig {
 }
 
 /// The part that a descriptor of a [`VmConfig`] plays.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FdRole {
     /// `/dev/kvm`.
     Kvm,
-    /// The guest kernel: an ELF `vmlinux`.
+    /// The guest kernel: an ELF `vmlinux`. Opened for this VM: its file offset is moved.
     Kernel,
-    /// The initramfs, an uncompressed cpio archive.
+    /// The initramfs, an uncompressed cpio archive. Opened for this VM: its file offset is moved.
     Initramfs,
     /// A listening UNIX stream socket: the host side of the guest's vsock. A client sends `CONNECT <port>\n` and, once
     /// the guest accepted, reads `OK <host port>\n`; after that the connection is the stream.

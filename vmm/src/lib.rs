@@ -1,6 +1,51 @@
 //! Monohull's virtual machine monitor: one process, one VM, one pod.
 //!
-//! It knows KVM, memory and virtio, and nothing of containers. Its owner speaks to it with the messages of [`api`].
+//! It knows KVM, memory and virtio, and nothing of containers. Its owner speaks to it with the messages of [`api`];
+//! [`client`] is the owner's side of that, [`run`] the VMM's.
+
+use std::error::Error;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub mod api;
+mod builder;
+mod bus;
+pub mod client;
+mod control;
+pub mod devices;
+mod ending;
+mod event_loop;
+pub mod ipc;
+mod machine;
+mod marks;
+mod memory;
+mod panic_record;
+pub mod probe;
+mod vcpu;
 pub mod virtio;
+mod vm;
+mod x86;
+
+pub use machine::run;
+pub use marks::Marks;
+
+/// Locks a mutex, also one that a panicking thread has left: device models check what they find, and a VMM of which one
+/// thread panicked still has to tell its owner.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An error and its causes, as one line.
+pub(crate) fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some libraries repeat their cause's text in their own.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,3 +1,56 @@
 //! `monohull-vmm`: runs the one VM whose configuration arrives on fd 3.
 
-fn main() {}
+// Adopting a descriptor by its number has no safe interface.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use monohull_vmm::Marks;
+use monohull_vmm::api::{CONTROL_FD, ExitReason};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+
+const HELP: &str = "\
+monohull-vmm runs the virtual machine of one pod. It is started by the containerd shim or by `monohull run`,
+which hand it a socket as file descriptor 3; there is no other way to use it.
+
+  --version  print the version
+  --help     print this";
+
+fn main() -> ExitCode {
+    let mut marks = Marks::new();
+    marks.note("vmm exec");
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("--version") => {
+            println!("monohull-vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some("--help") => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => return usage(),
+    }
+    let Some(socket) = control_socket() else { return usage() };
+    match monohull_vmm::run(socket, marks) {
+        Some(ExitReason::Stopped | ExitReason::GuestShutdown) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{HELP}");
+    ExitCode::from(2)
+}
+
+/// Descriptor 3, if it is a socket of the kind that an owner hands over.
+fn control_socket() -> Option<OwnedFd> {
+    // SAFETY: only borrowed, to ask the kernel what it is: if it is not open, the answer is an error.
+    let fd = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+    if getsockopt(&fd.as_fd(), sockopt::SockType) != Ok(SockType::SeqPacket) {
+        return None;
+    }
+    // SAFETY: it is open, and nothing in this process has opened it: it was inherited.
+    Some(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+}

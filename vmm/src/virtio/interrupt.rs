@@ -1,7 +1,7 @@
 //! A device's interrupt line: status bits for the driver to read, and the event that KVM turns into an interrupt.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,14 +19,16 @@ pub struct Interrupt {
 #[derive(Debug)]
 struct Inner {
     status: AtomicU32,
-    needs_reset: std::sync::atomic::AtomicBool,
+    generation: AtomicU32,
+    needs_reset: AtomicBool,
     irq: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt line that signals `irq`, the event registered with KVM as an irqfd.
     pub fn new(irq: EventFd) -> Self {
-        Self { inner: Arc::new(Inner { status: AtomicU32::new(0), needs_reset: false.into(), irq }) }
+        let inner = Inner { status: 0.into(), generation: 0.into(), needs_reset: false.into(), irq };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Tells the driver that buffers were used.
@@ -34,9 +36,16 @@ impl Interrupt {
         self.raise(USED);
     }
 
-    /// Tells the driver that the configuration space changed.
+    /// Tells the driver that the configuration space changed. Called after the change, and before the device's lock is
+    /// released: a driver that reads half of a field before the change sees another generation after it.
     pub fn config_changed(&self) {
+        self.inner.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIG);
+    }
+
+    /// How often the configuration space has changed: the ConfigGeneration register.
+    pub fn config_generation(&self) -> u32 {
+        self.inner.generation.load(Ordering::SeqCst)
     }
 
     /// The driver broke the protocol: the device stops until it is reset (virtio 1.2 §2.1.2).

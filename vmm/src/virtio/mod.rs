@@ -2,6 +2,8 @@
 
 mod device;
 mod interrupt;
+mod mmio;
 
 pub use device::{ActivateError, Active, GuestMemory, VirtioDevice};
 pub use interrupt::Interrupt;
+pub use mmio::MmioTransport;

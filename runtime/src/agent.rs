@@ -1,0 +1,246 @@
+//! The agent's client. What comes back was made in the guest: it is bounded and checked before it is used, and every
+//! call but [`Agent::wait`] has a deadline.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use monohull_protocol::agent as proto;
+use monohull_protocol::agent_ttrpc::AgentClient;
+use protobuf::MessageField;
+use tokio::net::UnixStream;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::{Code, context};
+
+use crate::process::Exit;
+use crate::text;
+
+/// Turns a guest that is stuck into an error. Creating a container mounts and copies: it is the slowest call.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Linux's PID_MAX_LIMIT.
+const MAX_PID: u32 = 4 * 1024 * 1024;
+/// Most characters taken of a guest's error message: enough for a path and a reason.
+const MAX_MESSAGE: usize = 1024;
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent answered with an error.
+    #[error("{message}")]
+    Refused {
+        /// Its kind.
+        code: RefusedCode,
+        /// The agent's words, bounded.
+        message: String,
+    },
+    /// The agent did not answer in time.
+    #[error("the pod's agent did not answer to {0} within {n} s: the guest is stuck or starved", n = DEADLINE.as_secs())]
+    Timeout(&'static str),
+    /// The connection to the agent broke.
+    #[error("lost the pod's agent during {0}")]
+    Lost(&'static str, #[source] ttrpc::Error),
+    /// The agent's answer can't be true.
+    #[error("the pod's agent answered {call} with an impossible {field}")]
+    Nonsense {
+        /// The call.
+        call: &'static str,
+        /// The field that is out of range.
+        field: &'static str,
+    },
+}
+
+/// The kinds of errors an agent answers with (`agent.proto`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedCode {
+    /// No such container or process.
+    NotFound,
+    /// There is one already.
+    Exists,
+    /// The request is wrong.
+    Invalid,
+    /// Wrong state.
+    Precondition,
+    /// Everything else.
+    Other,
+}
+
+/// A connection to a pod's agent. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    client: AgentClient,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").finish_non_exhaustive()
+    }
+}
+
+/// The guest's own account of its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sandbox {
+    /// How long the agent took from its main function until it served.
+    pub(crate) agent_start: Duration,
+    /// The guest's kernel.
+    pub(crate) kernel_release: String,
+}
+
+/// Names a process in requests. An empty exec id means the container's init.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProcessKey {
+    pub(crate) container: String,
+    pub(crate) exec: String,
+}
+
+impl Agent {
+    /// Takes the connection that the agent opened.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self { client: AgentClient::new(ttrpc::r#async::Client::new(Socket::new(stream))) }
+    }
+
+    pub(crate) async fn create_sandbox(
+        &self,
+        request: &proto::CreateSandboxRequest,
+    ) -> Result<Sandbox, AgentError> {
+        const CALL: &str = "CreateSandbox";
+        let answer = within(CALL, self.client.create_sandbox(unlimited(), request)).await?;
+        let took = answer.agent_ready_us.checked_sub(answer.agent_start_us);
+        Ok(Sandbox {
+            agent_start: took.map(Duration::from_micros).ok_or(nonsense(CALL, "agent_ready_us"))?,
+            kernel_release: text::untrusted(&answer.kernel_release, 64),
+        })
+    }
+
+    pub(crate) async fn configure_network(&self, network: proto::Network) -> Result<(), AgentError> {
+        let request =
+            proto::ConfigureNetworkRequest { network: MessageField::some(network), ..Default::default() };
+        within("ConfigureNetwork", self.client.configure_network(unlimited(), &request)).await.map(drop)
+    }
+
+    /// Guest pid of the container's init process.
+    pub(crate) async fn create_container(
+        &self,
+        request: &proto::CreateContainerRequest,
+    ) -> Result<u32, AgentError> {
+        const CALL: &str = "CreateContainer";
+        checked_pid(CALL, within(CALL, self.client.create_container(unlimited(), request)).await?.pid)
+    }
+
+    /// Guest pid of the new process.
+    pub(crate) async fn exec(&self, request: &proto::ExecRequest) -> Result<u32, AgentError> {
+        const CALL: &str = "Exec";
+        checked_pid(CALL, within(CALL, self.client.exec(unlimited(), request)).await?.pid)
+    }
+
+    pub(crate) async fn start(&self, container: &str) -> Result<(), AgentError> {
+        within("Start", self.client.start(unlimited(), &container_request(container))).await.map(drop)
+    }
+
+    pub(crate) async fn signal(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = proto::SignalRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        within("Signal", self.client.signal(unlimited(), &request)).await.map(drop)
+    }
+
+    /// Waits for the end of a process that exists since `since`. Has no deadline: the pod's VM bounds it.
+    pub(crate) async fn wait(&self, key: &ProcessKey, since: SystemTime) -> Result<Exit, AgentError> {
+        const CALL: &str = "Wait";
+        let request = proto::ProcessRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            ..Default::default()
+        };
+        let answer = answer(CALL, self.client.wait(unlimited(), &request).await)?;
+        if answer.exit_code > 255 {
+            return Err(nonsense(CALL, "exit_code"));
+        }
+        // The guest's clock is the guest's business; the host's account stays within what the host has seen.
+        let at = UNIX_EPOCH.checked_add(Duration::from_nanos(answer.exited_at_ns)).unwrap_or(since);
+        Ok(Exit { code: answer.exit_code, at: at.min(SystemTime::now()).max(since), oom: answer.oom })
+    }
+
+    pub(crate) async fn resize(&self, key: &ProcessKey, columns: u16, rows: u16) -> Result<(), AgentError> {
+        let request = proto::ResizeRequest {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            width: columns.into(),
+            height: rows.into(),
+            ..Default::default()
+        };
+        within("Resize", self.client.resize(unlimited(), &request)).await.map(drop)
+    }
+
+    /// Guest pids and exec ids of a container's processes.
+    pub(crate) async fn processes(&self, container: &str) -> Result<Vec<(u32, String)>, AgentError> {
+        const CALL: &str = "ListProcesses";
+        let answer =
+            within(CALL, self.client.list_processes(unlimited(), &container_request(container))).await?;
+        // The transport bounds the answer's length to 4 MiB, and with it their number.
+        let checked = answer.processes.into_iter().map(|process| {
+            let good =
+                process.exec_id.is_empty() || crate::state::check_id("exec id", &process.exec_id).is_ok();
+            if !good {
+                return Err(nonsense(CALL, "exec_id"));
+            }
+            Ok((checked_pid(CALL, process.pid)?, process.exec_id))
+        });
+        checked.collect()
+    }
+
+    pub(crate) async fn delete_container(&self, container: &str) -> Result<(), AgentError> {
+        within("DeleteContainer", self.client.delete_container(unlimited(), &container_request(container)))
+            .await
+            .map(drop)
+    }
+
+    /// Asks for an orderly end, which then comes as the end of the VM.
+    pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
+        within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)
+    }
+}
+
+/// The deadline is kept here, where its passing is a type and not a text.
+async fn within<T>(
+    call: &'static str,
+    request: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(DEADLINE, request).await {
+        Ok(result) => answer(call, result),
+        Err(_) => Err(AgentError::Timeout(call)),
+    }
+}
+
+fn unlimited() -> context::Context {
+    context::with_timeout(0)
+}
+
+fn container_request(container: &str) -> proto::ContainerRequest {
+    proto::ContainerRequest { container_id: container.to_owned(), ..Default::default() }
+}
+
+fn answer<T>(call: &'static str, result: ttrpc::Result<T>) -> Result<T, AgentError> {
+    result.map_err(|error| match error {
+        ttrpc::Error::RpcStatus(status) => {
+            let code = match status.code() {
+                Code::NOT_FOUND => RefusedCode::NotFound,
+                Code::ALREADY_EXISTS => RefusedCode::Exists,
+                Code::INVALID_ARGUMENT => RefusedCode::Invalid,
+                Code::FAILED_PRECONDITION => RefusedCode::Precondition,
+                _ => RefusedCode::Other,
+            };
+            AgentError::Refused { code, message: text::untrusted(&status.message, MAX_MESSAGE) }
+        }
+        lost => AgentError::Lost(call, lost),
+    })
+}
+
+fn checked_pid(call: &'static str, pid: u32) -> Result<u32, AgentError> {
+    if pid == 0 || pid > MAX_PID { Err(nonsense(call, "pid")) } else { Ok(pid) }
+}
+
+fn nonsense(call: &'static str, field: &'static str) -> AgentError {
+    AgentError::Nonsense { call, field }
+}

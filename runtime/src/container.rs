@@ -1,0 +1,48 @@
+//! A container as the host prepares it: everything that needs no guest, done while the guest boots.
+
+use std::path::PathBuf;
+
+use monohull_protocol::{CONTAINERS, agent as proto};
+use oci_spec::runtime as oci;
+
+use crate::pod::{ContainerConfig, PodError};
+use crate::process::Stdio;
+use crate::rootfs::{self, Source, Storage, Tree};
+use crate::settings::Settings;
+use crate::spec;
+use crate::state;
+use crate::timeline::Timeline;
+
+/// A container that is ready to be created in a pod: [`crate::pod::Pod::create_prepared`]. Holds its images open, by no
+/// name: dropping it leaves nothing.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) stdio: Stdio,
+    pub(crate) spec: oci::Spec,
+    pub(crate) storages: Vec<Storage<Source>>,
+    pub(crate) files: Vec<proto::File>,
+}
+
+impl Prepared {
+    /// Checks and rewrites the spec, opens the root's images, packs its directories and reads its small files.
+    pub async fn new(
+        settings: &Settings,
+        config: ContainerConfig,
+        timeline: &Timeline,
+    ) -> Result<Self, PodError> {
+        let ContainerConfig { id, spec, rootfs, bundle, stdio } = config;
+        state::check_id("container id", &id)?;
+        let base = format!("{CONTAINERS}/{id}");
+        // All refusals come before any work.
+        let (spec, volumes) = spec::rewrite(spec, &base, &bundle)?;
+        let mut planned = rootfs::plan(&rootfs, &base)?;
+        for directory in volumes.directories {
+            planned.push(rootfs::packed(Tree::Directory(directory.source), directory.target));
+        }
+        let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
+        timeline.mark("rootfs ready");
+        Ok(Self { id, bundle, stdio, spec, storages, files: volumes.files })
+    }
+}

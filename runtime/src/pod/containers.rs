@@ -1,0 +1,215 @@
+//! The containers of a pod: which there are, and how they come and go.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use monohull_protocol::agent as proto;
+use oci_spec::runtime as oci;
+use protobuf::MessageField;
+
+use super::{ContainerConfig, Pod, PodError};
+use crate::agent::ProcessKey;
+use crate::container::Prepared;
+use crate::process::{Process, Stdio};
+use crate::rootfs::{Source, Storage};
+use crate::spec;
+use crate::state::{self, ContainerState};
+
+/// The containers of a pod by id.
+#[derive(Debug, Default)]
+pub(super) struct Containers(Mutex<HashMap<String, Container>>);
+
+/// How far a container has come. Its process knows the rest.
+#[derive(Debug)]
+enum Container {
+    /// Its id is taken, no more.
+    Creating,
+    /// Its init process exists.
+    Created(Process),
+}
+
+/// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
+struct Reservation<'a> {
+    containers: &'a Containers,
+    id: String,
+}
+
+impl Containers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Container>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reserve(&self, id: &str) -> Result<Reservation<'_>, PodError> {
+        state::check_id("container id", id)?;
+        let mut table = self.lock();
+        if table.contains_key(id) {
+            return Err(PodError::Exists(format!("container {id} exists already")));
+        }
+        table.insert(id.to_owned(), Container::Creating);
+        Ok(Reservation { containers: self, id: id.to_owned() })
+    }
+
+    /// A container's init process.
+    fn init(&self, id: &str) -> Result<Process, PodError> {
+        match self.lock().get(id) {
+            Some(Container::Created(process)) => Ok(process.clone()),
+            Some(Container::Creating) => {
+                Err(PodError::Precondition(format!("container {id} is being created")))
+            }
+            None => Err(PodError::NotFound(format!("container {id} does not exist"))),
+        }
+    }
+
+    fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+}
+
+impl Reservation<'_> {
+    fn keep(self, process: Process) {
+        let mut table = self.containers.lock();
+        table.insert(self.id.clone(), Container::Created(process));
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut table = self.containers.lock();
+        if matches!(table.get(&self.id), Some(Container::Creating)) {
+            table.remove(&self.id);
+        }
+    }
+}
+
+impl Pod {
+    /// Creates a container; its init process waits for [`Process::start`]. Several may be created at once.
+    pub async fn create_container(&self, config: ContainerConfig) -> Result<Process, PodError> {
+        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline).await?).await
+    }
+
+    /// [`Self::create_container`] with the host's part of the work already done.
+    pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
+        let Prepared { id, bundle, stdio, spec, storages, files } = prepared;
+        let reservation = self.containers.reserve(&id)?;
+        let disk = async { self.add_storages(storages).await };
+        let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
+        let (storages, (streams, names)) = tokio::try_join!(disk, streams)?;
+        let request = proto::CreateContainerRequest {
+            id: id.clone(),
+            spec: spec::to_json(&spec)?,
+            storages,
+            files,
+            stdio: MessageField::some(stdio.to_request(names)),
+            ..Default::default()
+        };
+        let pid = match self.link.agent.create_container(&request).await {
+            Ok(pid) => pid,
+            Err(error) => return Err(self.link.error(error).await),
+        };
+        let key = ProcessKey { container: id.clone(), exec: String::new() };
+        let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
+        reservation.keep(process.clone());
+        self.timeline.mark("container created");
+        self.note_container(id, bundle)?;
+        Ok(process)
+    }
+
+    /// Creates and starts a further process in a running container.
+    pub async fn exec(
+        &self,
+        container: &str,
+        exec_id: &str,
+        process: &oci::Process,
+        stdio: Stdio,
+    ) -> Result<Process, PodError> {
+        state::check_id("exec id", exec_id)?;
+        if !self.containers.init(container)?.is_running() {
+            return Err(PodError::Precondition(format!("container {container} is not running")));
+        }
+        let process = spec::exec_process(process)?;
+        let (streams, names) = self.vsock.streams(stdio, self.stream_prefix()).await?;
+        let request = proto::ExecRequest {
+            container_id: container.to_owned(),
+            exec_id: exec_id.to_owned(),
+            process: spec::to_json(&process)?,
+            stdio: MessageField::some(stdio.to_request(names)),
+            ..Default::default()
+        };
+        let pid = match self.link.agent.exec(&request).await {
+            Ok(pid) => pid,
+            Err(error) => return Err(self.link.error(error).await),
+        };
+        let key = ProcessKey { container: container.to_owned(), exec: exec_id.to_owned() };
+        Ok(Process::new(key, pid, streams, self.link.clone(), self.state.clone()))
+    }
+
+    /// Guest pids of a container's processes, with the exec id of those that [`Self::exec`] made.
+    pub async fn processes(&self, container: &str) -> Result<Vec<(u32, String)>, PodError> {
+        self.containers.init(container)?;
+        match self.link.agent.processes(container).await {
+            Ok(processes) => Ok(processes),
+            Err(error) => Err(self.link.error(error).await),
+        }
+    }
+
+    /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
+    /// Its extents stay until the VM's end: the image disk only grows. In a pod whose VM has ended it only forgets.
+    pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
+        let init = self.containers.init(container)?;
+        if init.is_running() {
+            return Err(PodError::Precondition(format!(
+                "cannot delete container {container}: it is running"
+            )));
+        }
+        if init.exit().is_none() {
+            init.signal(libc::SIGKILL.unsigned_abs(), true).await?;
+            init.wait().await;
+        }
+        if !self.link.vm.has_ended() {
+            match self.link.agent.delete_container(container).await.map_err(PodError::from) {
+                Ok(()) | Err(PodError::NotFound(_)) => {}
+                // The VM is ending, and the container with it.
+                Err(PodError::Agent(crate::agent::AgentError::Lost(..))) => drop(self.link.lost().await),
+                Err(error) => return Err(error),
+            }
+        }
+        self.containers.remove(container);
+        self.state.change(|state| state.containers.retain(|c| c.id != container))?;
+        Ok(())
+    }
+
+    fn note_container(&self, id: String, bundle: PathBuf) -> Result<(), PodError> {
+        let bundle = (!bundle.as_os_str().is_empty()).then_some(bundle);
+        self.state.change(|state| state.containers.push(ContainerState { id, bundle }))?;
+        Ok(())
+    }
+
+    /// Puts a container's files and block devices on the image disk.
+    async fn add_storages(&self, storages: Vec<Storage<Source>>) -> Result<Vec<proto::Storage>, PodError> {
+        let mut added = Vec::with_capacity(storages.len());
+        for storage in storages {
+            let source = match storage.source {
+                Source::Path(path) => proto::storage::Source::Path(path),
+                Source::File { file, read_only } => {
+                    proto::storage::Source::Extent(self.add_extent(file, read_only).await?)
+                }
+            };
+            added.push(proto::Storage {
+                fstype: storage.fstype,
+                source: Some(source),
+                target: storage.target,
+                options: storage.options,
+                directories: storage.directories,
+                ..Default::default()
+            });
+        }
+        Ok(added)
+    }
+
+    async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<proto::Extent, PodError> {
+        let (start, sectors) = self.vm.add_extent(file, read_only).await?;
+        Ok(proto::Extent { disk: 0, start, sectors, read_only, ..Default::default() })
+    }
+}

@@ -1,0 +1,38 @@
+//! A pod's agent together with the VM it lives in: an agent that is lost is explained by the VM's end.
+
+use std::time::Duration;
+
+use monohull_vmm::api::ExitReason;
+
+use crate::agent::{Agent, AgentError};
+use crate::pod::PodError;
+use crate::vm::{Ended, VmWatch};
+
+/// How long a VM may outlive its agent's connection: an end that is under way tells its own reason.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Cheap to clone; does not keep the VM alive.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) agent: Agent,
+    pub(crate) vm: VmWatch,
+}
+
+impl Link {
+    /// The agent's connection broke. A pod without agent is of no use: sees to the VM's end.
+    pub(crate) async fn lost(&self) -> Ended {
+        if let Ok(ended) = tokio::time::timeout(GRACE, self.vm.ended()).await {
+            return ended;
+        }
+        self.vm.kill(ExitReason::Failure("the guest's agent closed its connection".into()));
+        self.vm.ended().await
+    }
+
+    /// What an agent's error means for the pod.
+    pub(crate) async fn error(&self, error: AgentError) -> PodError {
+        match error {
+            AgentError::Lost(..) => PodError::Ended(self.lost().await.reason),
+            other => other.into(),
+        }
+    }
+}

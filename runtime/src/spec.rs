@@ -1,0 +1,211 @@
+//! The OCI spec on its way into the guest: what can't be had there is refused with the field's name, what names the
+//! host is rewritten or dropped.
+
+mod mounts;
+mod namespaces;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use monohull_protocol::agent as proto;
+use oci_spec::runtime as oci;
+use serde::Serialize;
+
+/// Longest spec or process that is sent: with the files it must fit into one message of 4 MiB.
+const MAX_JSON: usize = 1024 * 1024;
+
+/// Why a spec is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// A field that is missing, invalid or asks for something that is not supported.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Where in the spec: "mounts[3] (/data)".
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A mount's source can't be read.
+    #[error("{field}: cannot read {path}")]
+    Source {
+        /// Where in the spec.
+        field: String,
+        /// The path on the host.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The spec can't be written again.
+    #[error("cannot encode the spec")]
+    Json(#[source] serde_json::Error),
+}
+
+impl SpecError {
+    fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), reason: reason.into() }
+    }
+}
+
+/// What a container's bind mounts bring along from the host.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    /// Read-only directories, to be packed.
+    pub(crate) directories: Vec<Directory>,
+    /// Small files, by value.
+    pub(crate) files: Vec<proto::File>,
+}
+
+/// A host directory and where the guest mounts it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Directory {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+}
+
+/// Checks a spec and makes it the guest's. `base` is the container's directory in the guest; relative host paths are
+/// relative to `bundle`.
+pub(crate) fn rewrite(
+    mut spec: oci::Spec,
+    base: &str,
+    bundle: &Path,
+) -> Result<(oci::Spec, Volumes), SpecError> {
+    let mut root = spec.root().clone().ok_or_else(|| SpecError::field("root", "missing"))?;
+    root.set_path(format!("{base}/rootfs").into());
+    spec.set_root(Some(root));
+    let process = spec.process().as_ref().ok_or_else(|| SpecError::field("process", "missing"))?;
+    let process = exec_process(process)?;
+    spec.set_process(Some(process));
+    hooks(&mut spec)?;
+    let mut linux = spec.linux().clone().ok_or_else(|| SpecError::field("linux", "missing"))?;
+    namespaces::rewrite(&mut linux, std::process::id())?;
+    devices(&linux)?;
+    host_only(&mut linux)?;
+    resources(&mut linux)?;
+    spec.set_linux(Some(linux));
+    let volumes = mounts::rewrite(&mut spec, base, bundle)?;
+    Ok((spec, volumes))
+}
+
+/// A process for the guest: checked, and without what concerns the host's security modules and CPUs.
+pub(crate) fn exec_process(process: &oci::Process) -> Result<oci::Process, SpecError> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(SpecError::field("process.args", "empty: there is no program to run"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(SpecError::field("process.cwd", format!("{:?} is not an absolute path", process.cwd())));
+    }
+    let mut process = process.clone();
+    process.set_apparmor_profile(None).set_selinux_label(None).set_exec_cpu_affinity(None);
+    Ok(process)
+}
+
+/// JSON for a message, of bounded length.
+pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>, SpecError> {
+    let json = serde_json::to_vec(value).map_err(SpecError::Json)?;
+    if json.len() > MAX_JSON {
+        return Err(SpecError::field(
+            "spec",
+            format!("{} bytes long; at most {MAX_JSON} can be sent", json.len()),
+        ));
+    }
+    Ok(json)
+}
+
+/// Hooks that run on the host are the caller's to run; those that would run in the container's namespaces are programs
+/// of the host, which the guest has not.
+fn hooks(spec: &mut oci::Spec) -> Result<(), SpecError> {
+    if let Some(hooks) = spec.hooks() {
+        let guest =
+            [("createContainer", hooks.create_container()), ("startContainer", hooks.start_container())];
+        if let Some((name, _)) =
+            guest.into_iter().find(|(_, hooks)| hooks.as_ref().is_some_and(|h| !h.is_empty()))
+        {
+            let reason = "programs of the host can't run in the guest";
+            return Err(SpecError::field(format!("hooks.{name}"), reason));
+        }
+    }
+    spec.set_hooks(None);
+    Ok(())
+}
+
+/// Devices that every guest has of its own, beside the default ones of the OCI spec.
+const GUEST_DEVICES: [(&str, i64, i64); 9] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+    ("/dev/ptmx", 5, 2),
+    ("/dev/net/tun", 10, 200),
+    ("/dev/fuse", 10, 229),
+];
+
+fn devices(linux: &oci::Linux) -> Result<(), SpecError> {
+    for device in linux.devices().iter().flatten() {
+        let number = (device.major(), device.minor());
+        let known = |&(_, major, minor): &(&str, i64, i64)| number == (major, minor);
+        let is_char = matches!(device.typ(), oci::LinuxDeviceType::C | oci::LinuxDeviceType::U);
+        if !is_char || !GUEST_DEVICES.iter().any(known) {
+            let field = format!("linux.devices ({})", device.path().display());
+            let reason = "host devices can't be passed to the guest (privileged containers: switch \
+                          `privileged_without_host_devices` on)";
+            return Err(SpecError::field(field, reason));
+        }
+    }
+    Ok(())
+}
+
+/// What else would name something of the host.
+fn host_only(linux: &mut oci::Linux) -> Result<(), SpecError> {
+    let not_empty = |devices: &std::collections::HashMap<_, _>| !devices.is_empty();
+    if linux.net_devices().as_ref().is_some_and(not_empty) {
+        return Err(SpecError::field("linux.netDevices", "host interfaces can't be moved into the guest"));
+    }
+    if linux.intel_rdt().is_some() {
+        return Err(SpecError::field("linux.intelRdt", "not supported"));
+    }
+    if linux.memory_policy().is_some() {
+        return Err(SpecError::field("linux.memoryPolicy", "the guest has one memory node"));
+    }
+    if linux.seccomp().as_ref().is_some_and(|seccomp| seccomp.listener_path().is_some()) {
+        return Err(SpecError::field(
+            "linux.seccomp.listenerPath",
+            "a listener on the host can't serve the guest",
+        ));
+    }
+    linux.set_mount_label(None).set_rootfs_propagation(None);
+    Ok(())
+}
+
+fn resources(linux: &mut oci::Linux) -> Result<(), SpecError> {
+    let Some(resources) = linux.resources_mut() else { return Ok(()) };
+    if let Some(io) = resources.block_io() {
+        let limits = [
+            io.throttle_read_bps_device(),
+            io.throttle_write_bps_device(),
+            io.throttle_read_iops_device(),
+            io.throttle_write_iops_device(),
+        ];
+        let per_device = limits.into_iter().flatten().any(|limit| !limit.is_empty());
+        if per_device || io.weight_device().as_ref().is_some_and(|weights| !weights.is_empty()) {
+            let reason = "limits for host devices can't be kept in the guest";
+            return Err(SpecError::field("linux.resources.blockIO", reason));
+        }
+    }
+    if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
+        return Err(SpecError::field("linux.resources.rdma", "the guest has no RDMA devices"));
+    }
+    // Kubernetes writes a zero limit for each page size the host has; the guest has none to give anyway.
+    if let Some(limit) = resources.hugepage_limits().iter().flatten().find(|limit| limit.limit() > 0) {
+        let field = format!("linux.resources.hugepageLimits ({})", limit.page_size());
+        return Err(SpecError::field(field, "the guest has no huge pages"));
+    }
+    resources.set_hugepage_limits(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        // Numbers of host CPUs and memory nodes mean nothing in the guest.
+        cpu.set_cpus(None).set_mems(None);
+    }
+    Ok(())
+}

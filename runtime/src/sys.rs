@@ -1,0 +1,94 @@
+//! The few calls without a safe wrapper: process descriptors, random bytes, tap devices, the event loop.
+#![allow(unsafe_code)] // Each function is one call whose arguments it owns or borrows.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor of process `pid` (pidfd_open(2)). The pid must be known to be the wanted process: an unreaped child,
+/// or one whose identity is checked after the call.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the call succeeded, so `fd` is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to the process behind `pidfd`, and to no other.
+pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: `pidfd` is borrowed for the call, and a null siginfo is allowed: the kernel then fills it in itself.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, info, 0)
+    })?;
+    Ok(())
+}
+
+/// Registers a descriptor with the runtime's event loop.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the AsyncFd owns the descriptor, so it stays open and the same as long as it is registered.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
+}
+
+/// Fills `bytes` from the kernel's random number generator (getrandom(2)).
+pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: the pointer and length describe `rest`, which is borrowed mutably for the call.
+        let n = Errno::result(unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) });
+        let n = match n {
+            Err(Errno::EINTR) => continue,
+            other => usize::try_from(other?).map_err(io::Error::other)?,
+        };
+        rest = std::mem::take(&mut rest).get_mut(n..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
+
+/// Turns `tun`, a new descriptor of `/dev/net/tun`, into a tap device of this thread's network namespace, with virtio
+/// headers and without packet information. `pattern` may hold one `%d`; the name it became is returned. The device
+/// vanishes with its last descriptor.
+pub(crate) fn tap_create(tun: &File, pattern: &str) -> io::Result<String> {
+    // SAFETY: an all-zero ifreq is a valid value of that plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero: the kernel wants a terminated string.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(pattern.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: `request` is a valid ifreq; the kernel writes the name back into it, hence the pointer to a `mut` value.
+    unsafe { tun_set_iff(tun.as_raw_fd(), &raw mut request) }?;
+    let name = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned());
+    String::from_utf8(name.collect()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_fills_the_whole_buffer() {
+        let mut bytes = [0; 64];
+        random(&mut bytes).unwrap();
+        assert!(bytes.iter().filter(|b| **b != 0).count() > 32);
+    }
+
+    #[test]
+    fn a_signal_through_a_pidfd_ends_the_child() {
+        use std::os::fd::AsFd;
+        use std::os::unix::process::ExitStatusExt;
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(child.id().try_into().unwrap()).unwrap();
+        pidfd_signal(pidfd.as_fd(), Signal::SIGKILL).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+}

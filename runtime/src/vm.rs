@@ -1,0 +1,237 @@
+//! The VM as its owner sees it: a child process, a socket of messages, and a task that owns both.
+//!
+//! The VMM is untrusted once its guest runs: what it sends is bounded, a breach of the protocol ends it, and nothing
+//! here waits for it without a deadline or its process descriptor.
+
+mod owner;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use monohull_vmm::api::{Action, Done, ExitReason, FdRole, VmConfig};
+use monohull_vmm::client::{SpawnError, Vmm};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::settings::Settings;
+use crate::timeline::Timeline;
+use owner::Owner;
+
+/// Within what the VMM answers a request; only one that is stuck or hostile needs longer.
+const REPLY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why something could not be done with a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// A file that the VM is made of can't be opened.
+    #[error("cannot open {what} {path}{hint}")]
+    Open {
+        /// "the guest kernel", …
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What to do about it; begins with a separator.
+        hint: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The VMM does not start.
+    #[error("the pod's VM is not started (`vmm` in the settings names its program)")]
+    Spawn(#[source] SpawnError),
+    /// The VMM's socket or process can't be watched.
+    #[error("cannot watch over the VMM")]
+    Watch(#[source] io::Error),
+    /// The VMM could not do what it was asked for.
+    #[error("the VMM cannot {what}: {reason}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// The VMM's words.
+        reason: String,
+    },
+    /// The VMM has not answered in time.
+    #[error("the VMM does not answer to \"{0}\"")]
+    Timeout(&'static str),
+    /// The VM is gone.
+    #[error("the VM has ended: {0}")]
+    Ended(ExitReason),
+}
+
+/// How and when a VM ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) reason: ExitReason,
+    pub(crate) at: SystemTime,
+}
+
+/// What the owner task is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Ask the VMM for something.
+    Request { action: Action, fd: Option<OwnedFd>, reply: oneshot::Sender<Result<Done, String>> },
+    /// Kill the VMM; this is why.
+    Kill(ExitReason),
+}
+
+/// A VM. Dropping it kills the VMM.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    commands: mpsc::UnboundedSender<Command>,
+    watch: VmWatch,
+    pid: i32,
+}
+
+/// Sees the end of a VM, and can bring it about, without keeping it alive.
+#[derive(Clone, Debug)]
+pub(crate) struct VmWatch {
+    ended: watch::Receiver<Option<Ended>>,
+    commands: mpsc::WeakUnboundedSender<Command>,
+}
+
+/// The descriptors a VM is made of.
+#[derive(Debug)]
+pub(crate) struct VmFiles(Vec<(FdRole, OwnedFd)>);
+
+impl VmFiles {
+    /// Opens what the settings name. `vsock` is the listening socket of the guest's vsock.
+    pub(crate) fn open(settings: &Settings, vsock: OwnedFd, console: Option<&Path>) -> Result<Self, VmError> {
+        const KVM_HINT: &str = ": is virtualization switched on (firmware, kvm module, nested virtualization)? \
+                                `monohull check` tells";
+        // Unit tests run a fake VMM, also where there is no KVM.
+        let kvm = Path::new(if cfg!(test) { "/dev/null" } else { "/dev/kvm" });
+        let open = |what, path: &Path, hint, write| {
+            let file = File::options().read(true).write(write).open(path);
+            file.map(OwnedFd::from).map_err(|source| VmError::Open {
+                what,
+                path: path.to_owned(),
+                hint,
+                source,
+            })
+        };
+        let mut files = vec![
+            (FdRole::Kvm, open("the KVM device", kvm, KVM_HINT, true)?),
+            (
+                FdRole::Kernel,
+                open("the guest kernel", &settings.kernel, " (`kernel` in the settings)", false)?,
+            ),
+            (
+                FdRole::Initramfs,
+                open("the initramfs", &settings.initramfs, " (`initramfs` in the settings)", false)?,
+            ),
+            (FdRole::Vsock, vsock),
+        ];
+        if let Some(path) = console {
+            let file = File::options().append(true).create(true).open(path);
+            let error =
+                |source| VmError::Open { what: "the console file", path: path.to_owned(), hint: "", source };
+            files.push((FdRole::Console, file.map_err(error)?.into()));
+        }
+        Ok(Self(files))
+    }
+
+    /// In the order in which they are sent.
+    pub(crate) fn roles(&self) -> Vec<FdRole> {
+        self.0.iter().map(|(role, _)| *role).collect()
+    }
+}
+
+impl Vm {
+    /// Starts the VMM and boots the VM. The receiver gets the agent's connection, which means that the agent serves; it
+    /// fails when the VM ends before.
+    ///
+    /// The VMM dies with the calling *thread*, which must live as long as the pod.
+    pub(crate) fn boot(
+        vmm: &Path,
+        config: &VmConfig,
+        files: VmFiles,
+        timeline: Timeline,
+    ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
+        let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let process = Vmm::spawn(vmm, config, &fds).map_err(VmError::Spawn)?;
+        timeline.mark("vmm started");
+        let pid = i32::try_from(process.pid()).map_err(|e| VmError::Watch(io::Error::other(e)))?;
+        let (commands, command_receiver) = mpsc::unbounded_channel();
+        let (ended_sender, ended) = watch::channel(None);
+        let (agent, ready) = oneshot::channel();
+        let owner =
+            Owner::new(process, command_receiver, ended_sender, owner::Expected::new(agent, timeline));
+        tokio::spawn(owner.map_err(VmError::Watch)?.run());
+        let watch = VmWatch { ended, commands: commands.downgrade() };
+        Ok((Self { commands, watch, pid }, ready))
+    }
+
+    /// Host pid of the VMM.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// For those who must see the VM's end.
+    pub(crate) fn watch(&self) -> VmWatch {
+        self.watch.clone()
+    }
+
+    /// Appends a file or block device to the image disk: its first sector and its length in sectors.
+    pub(crate) async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<(u64, u64), VmError> {
+        let what = "add a file to the image disk";
+        match self.request(what, Action::AddExtent { read_only }, Some(file)).await? {
+            Done::ExtentAdded { start, sectors } => Ok((start, sectors)),
+            Done::Ok => Err(VmError::Refused { what, reason: "it answered without an extent".into() }),
+        }
+    }
+
+    /// Gives network interface `nic` a tap device and brings its link up.
+    pub(crate) async fn attach_nic(&self, nic: u8, tap: OwnedFd) -> Result<(), VmError> {
+        self.request("attach a network interface", Action::AttachNic { nic }, Some(tap)).await.map(drop)
+    }
+
+    /// Ends the VM without the guest's help; queued disk writes are flushed.
+    pub(crate) async fn stop(&self) -> Result<(), VmError> {
+        self.request("stop", Action::Stop, None).await.map(drop)
+    }
+
+    async fn request(
+        &self,
+        what: &'static str,
+        action: Action,
+        fd: Option<OwnedFd>,
+    ) -> Result<Done, VmError> {
+        let (reply, answer) = oneshot::channel();
+        // A send that fails drops `reply`: the answer below then says that the VM has ended.
+        let _ = self.commands.send(Command::Request { action, fd, reply });
+        match tokio::time::timeout(REPLY_DEADLINE, answer).await {
+            Ok(Ok(Ok(done))) => Ok(done),
+            Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
+            Ok(Err(_)) => Err(VmError::Ended(self.watch.ended().await.reason)),
+            Err(_) => Err(VmError::Timeout(what)),
+        }
+    }
+}
+
+impl VmWatch {
+    /// Waits for the end of the VM. Its process is gone then.
+    pub(crate) async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        let value = ended.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
+        // The owner task always says why, unless the whole runtime is being torn down.
+        value.unwrap_or_else(|| Ended {
+            reason: ExitReason::Failure("its owner was torn down".into()),
+            at: SystemTime::now(),
+        })
+    }
+
+    /// Whether the VM has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Kills the VM. The first reason counts.
+    pub(crate) fn kill(&self, reason: ExitReason) {
+        if let Some(commands) = self.commands.upgrade() {
+            // Fails only when the VM has ended.
+            let _ = commands.send(Command::Kill(reason));
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The task that owns a VMM: its process, its socket, the requests under way.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::SystemTime;
+
+use monohull_protocol::RPC_PORT;
+use monohull_vmm::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use monohull_vmm::client::Vmm;
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Command, Ended};
+use crate::timeline::Timeline;
+use crate::{sys, text};
+
+/// Most start marks taken from a VMM.
+const MAX_MARKS: usize = 32;
+/// Most characters taken of a text that the VMM or guest wrote.
+const MAX_TEXT: usize = 512;
+
+/// Who waits for the agent's connection, and where the VMM's marks go.
+#[derive(Debug)]
+pub(super) struct Expected {
+    agent: Option<oneshot::Sender<UnixStream>>,
+    timeline: Timeline,
+}
+
+impl Expected {
+    pub(super) fn new(agent: oneshot::Sender<UnixStream>, timeline: Timeline) -> Self {
+        Self { agent: Some(agent), timeline }
+    }
+}
+
+/// See the module. Dropping it kills the VMM.
+#[derive(Debug)]
+pub(super) struct Owner {
+    vmm: Vmm,
+    /// For readiness only, like `socket`: the VMM's own descriptors can't be in two places.
+    pidfd: AsyncFd<OwnedFd>,
+    socket: AsyncFd<OwnedFd>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    ended: watch::Sender<Option<Ended>>,
+    expected: Expected,
+    outgoing: VecDeque<(Request, Option<OwnedFd>)>,
+    pending: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
+    next_id: u64,
+    reason: Option<ExitReason>,
+}
+
+impl Owner {
+    pub(super) fn new(
+        vmm: Vmm,
+        commands: mpsc::UnboundedReceiver<Command>,
+        ended: watch::Sender<Option<Ended>>,
+        expected: Expected,
+    ) -> io::Result<Self> {
+        let pidfd = sys::watch(vmm.pidfd().try_clone_to_owned()?, Interest::READABLE)?;
+        let socket = sys::watch(vmm.socket().try_clone_to_owned()?, Interest::READABLE | Interest::WRITABLE)?;
+        let (outgoing, pending) = (VecDeque::new(), HashMap::new());
+        Ok(Self {
+            vmm,
+            pidfd,
+            socket,
+            commands,
+            ended,
+            expected,
+            outgoing,
+            pending,
+            next_id: 1,
+            reason: None,
+        })
+    }
+
+    /// Serves until the VMM's process is gone.
+    pub(super) async fn run(mut self) {
+        let mut open = true;
+        let mut commanded = true;
+        loop {
+            tokio::select! {
+                exited = self.pidfd.readable() => {
+                    drop(exited);
+                    break;
+                }
+                command = self.commands.recv(), if commanded => match command {
+                    Some(command) => self.command(command),
+                    None => {
+                        commanded = false;
+                        self.end(ExitReason::Stopped);
+                    }
+                },
+                received = receive(&self.socket, &self.vmm), if open => open = self.take(received),
+                sent = send(&self.socket, &self.vmm, self.outgoing.front()), if open => match sent {
+                    Ok(()) => drop(self.outgoing.pop_front()),
+                    Err(e) => self.end(ExitReason::Failure(format!("cannot be written to: {e}"))),
+                },
+            }
+        }
+        if open {
+            self.drain();
+        }
+        let pid = self.vmm.pid();
+        // The process has ended: this does not wait, it reaps.
+        let status = self.vmm.wait();
+        let reason = self.reason.take().unwrap_or_else(|| ExitReason::Failure(death(status)));
+        tracing::info!(pid, reason = %reason, step = "vm ended");
+        // Whoever waits for an answer learns from its dropped sender; the end must be known by then.
+        self.ended.send_replace(Some(Ended { reason, at: SystemTime::now() }));
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Request { action, fd, reply } => self.request(action, fd, reply),
+            Command::Kill(reason) => self.end(reason),
+        }
+    }
+
+    fn request(&mut self, action: Action, fd: Option<OwnedFd>, reply: oneshot::Sender<Result<Done, String>>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.outgoing.push_back((Request { id, action }, fd));
+        self.pending.insert(id, reply);
+    }
+
+    /// Kills the VMM. The first reason counts.
+    fn end(&mut self, reason: ExitReason) {
+        self.reason.get_or_insert(reason);
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        // Fails only when it has been waited for.
+        let _ = self.vmm.kill();
+    }
+
+    /// Deals with what came from the socket; false at its end.
+    fn take(&mut self, received: io::Result<Option<(FromVmm, Vec<OwnedFd>)>>) -> bool {
+        match received {
+            Ok(Some((FromVmm::Reply(reply), _))) => self.reply(reply),
+            Ok(Some((FromVmm::Event(event), fds))) => self.event(event, fds),
+            // The process is ending, or is made to. A process that is ending keeps its exit status.
+            Ok(None) => {
+                self.kill();
+                return false;
+            }
+            Err(e) => {
+                self.end(ExitReason::Failure(format!("sent an invalid message: {e}")));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        if let Some(waiting) = self.pending.remove(&reply.id) {
+            // Nobody waits any more when its deadline has passed.
+            let _ = waiting.send(reply.result.map_err(|e| text::untrusted(&e, MAX_TEXT)));
+        }
+    }
+
+    fn event(&mut self, event: Event, fds: Vec<OwnedFd>) {
+        match event {
+            Event::Started { marks } => {
+                for (step, at_us) in marks.into_iter().take(MAX_MARKS) {
+                    self.expected.timeline.mark_at(&text::untrusted(&step, 64), at_us);
+                }
+            }
+            // Other ports and further connections are closed by being dropped.
+            Event::GuestConnected { port: RPC_PORT } => {
+                if let Some((agent, stream)) =
+                    self.expected.agent.take().zip(fds.into_iter().next().and_then(into_stream))
+                {
+                    // Nobody waits any more when the start was given up.
+                    let _ = agent.send(stream);
+                }
+            }
+            Event::GuestConnected { .. } => {}
+            // The VMM's last words: it has nothing left to do.
+            Event::Exited { reason } => self.end(bounded(reason)),
+        }
+    }
+
+    /// Reads what the VMM left behind, for its last words.
+    fn drain(&mut self) {
+        loop {
+            match self.vmm.receive() {
+                Ok(Some((FromVmm::Event(event), fds))) => self.event(event, fds),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>, vmm: &Vmm) -> io::Result<Option<(FromVmm, Vec<OwnedFd>)>> {
+    socket.async_io(Interest::READABLE, |_| vmm.receive()).await
+}
+
+async fn send(
+    socket: &AsyncFd<OwnedFd>,
+    vmm: &Vmm,
+    packet: Option<&(Request, Option<OwnedFd>)>,
+) -> io::Result<()> {
+    let Some((request, fd)) = packet else { return std::future::pending().await };
+    let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+    socket.async_io(Interest::WRITABLE, |_| vmm.send(request, &fds)).await
+}
+
+fn into_stream(fd: OwnedFd) -> Option<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()
+}
+
+/// The texts in a reason come from the VMM or the guest.
+fn bounded(reason: ExitReason) -> ExitReason {
+    let bound = |text: String| text::untrusted(&text, MAX_TEXT);
+    match reason {
+        ExitReason::GuestPanic(text) => ExitReason::GuestPanic(bound(text)),
+        ExitReason::GuestOutOfMemory(text) => ExitReason::GuestOutOfMemory(bound(text)),
+        ExitReason::Failure(text) => ExitReason::Failure(bound(text)),
+        other => other,
+    }
+}
+
+/// Names the end of a VMM that did not say why.
+fn death(status: io::Result<ExitStatus>) -> String {
+    let status = match status {
+        Ok(status) => status,
+        Err(e) => return format!("cannot be waited for: {e}"),
+    };
+    match (status.signal(), status.code()) {
+        (Some(libc::SIGKILL), _) => "killed by SIGKILL (the host's OOM killer?)".into(),
+        (Some(signal), _) => match Signal::try_from(signal) {
+            Ok(signal) => format!("killed by {signal}"),
+            Err(_) => format!("killed by signal {signal}"),
+        },
+        (None, code) => {
+            format!("exited with status {} before it could tell why; see its log", code.unwrap_or(-1))
+        }
+    }
+}

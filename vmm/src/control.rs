@@ -1,0 +1,255 @@
+//! The control socket: requests in, replies and events out.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use crate::ending::{Cause, Ending};
+use crate::ipc;
+
+/// Messages that wait for the owner to read. At the limit no further request is read, and further connections of the
+/// guest are refused.
+const MAX_WAITING: usize = 64;
+
+/// Why a device did not do what the owner asked.
+pub(crate) type DeviceError = Box<dyn Error + Send + Sync>;
+
+/// The image disk, as the owner reaches it.
+pub(crate) trait Disk: Send {
+    /// Appends a file or block device. Returns where: first sector, and number of sectors.
+    fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError>;
+
+    /// Brings everything the guest has written onto stable storage.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// A network interface, as the owner reaches it.
+pub(crate) trait Nic: Send {
+    /// Connects it to a tap device and brings its link up.
+    fn attach(&mut self, tap: File) -> Result<(), DeviceError>;
+}
+
+/// The balloon, as the owner reaches it.
+pub(crate) trait Balloon: Send {
+    /// Sets how much memory the guest is to give up.
+    fn set_target(&mut self, mib: u32);
+}
+
+/// The devices that requests reach, each by what it can be asked for.
+#[derive(Clone, Default)]
+pub(crate) struct Handles {
+    /// The image disk.
+    pub disk: Option<Arc<Mutex<dyn Disk>>>,
+    /// The network interfaces, by their number.
+    pub nics: Vec<Arc<Mutex<dyn Nic>>>,
+    /// The balloon.
+    pub balloon: Option<Arc<Mutex<dyn Balloon>>>,
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handles").field("nics", &self.nics.len()).finish_non_exhaustive()
+    }
+}
+
+/// The sending half of the control socket: messages leave in the order they were posted.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox {
+    inner: Arc<Mutex<Queue>>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    socket: Arc<OwnedFd>,
+    waiting: VecDeque<(FromVmm, Option<OwnedFd>)>,
+}
+
+impl Outbox {
+    /// The sending half of `socket`.
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> Self {
+        Self { inner: Arc::new(Mutex::new(Queue { socket, waiting: VecDeque::new() })) }
+    }
+
+    /// Sends a message, now or when the owner has read those before.
+    pub(crate) fn post(&self, message: FromVmm) {
+        let mut queue = crate::lock(&self.inner);
+        queue.waiting.push_back((message, None));
+        queue.send_waiting();
+    }
+
+    /// Tells the owner of a connection that the guest opened to host port `port`. Dropped, and with it the connection
+    /// closed, when the owner does not keep up: what a guest may queue is bounded.
+    pub(crate) fn post_connection(&self, port: u32, stream: OwnedFd) {
+        let mut queue = crate::lock(&self.inner);
+        if queue.waiting.len() < MAX_WAITING {
+            queue.waiting.push_back((FromVmm::Event(Event::GuestConnected { port }), Some(stream)));
+            queue.send_waiting();
+        }
+    }
+
+    /// Sends the last message after all others, waiting for the owner where needed.
+    pub(crate) fn finish(&self, reason: ExitReason) {
+        self.post(FromVmm::Event(Event::Exited { reason }));
+        let mut queue = crate::lock(&self.inner);
+        while !queue.waiting.is_empty() {
+            let socket = queue.socket.clone();
+            let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Ok(_) => queue.send_waiting(),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        crate::lock(&self.inner).waiting.len() >= MAX_WAITING
+    }
+
+    fn send_waiting(&self) {
+        crate::lock(&self.inner).send_waiting();
+    }
+}
+
+impl Queue {
+    /// Sends until the socket is full. What can't be sent for any other reason is dropped: the owner has gone, and the
+    /// receiving half ends the VM.
+    fn send_waiting(&mut self) {
+        while let Some((message, fd)) = self.waiting.front() {
+            let fd = fd.as_ref().map(AsFd::as_fd);
+            match ipc::send(self.socket.as_fd(), message, fd.as_slice()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => drop(self.waiting.pop_front()),
+            }
+        }
+    }
+}
+
+/// The receiving half of the control socket.
+#[derive(Debug)]
+pub(crate) struct Control {
+    socket: Arc<OwnedFd>,
+    outbox: Outbox,
+    handles: Handles,
+    ending: Ending,
+}
+
+impl Control {
+    /// Serves `socket`, which becomes non-blocking. `outbox` is its sending half.
+    pub(crate) fn new(
+        socket: Arc<OwnedFd>,
+        outbox: Outbox,
+        handles: Handles,
+        ending: Ending,
+    ) -> io::Result<Self> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        fcntl(&*socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { socket, outbox, handles, ending })
+    }
+
+    /// The sending half.
+    pub(crate) fn outbox(&self) -> Outbox {
+        self.outbox.clone()
+    }
+
+    /// Sends and receives until neither is possible, as an edge-triggered event demands.
+    fn serve(&mut self) {
+        loop {
+            self.outbox.send_waiting();
+            if self.outbox.is_full() || self.ending.get().is_some() {
+                return;
+            }
+            match ipc::receive::<Request>(self.socket.as_fd()) {
+                Ok(Some((request, fds))) => self.answer(request, fds),
+                Ok(None) => self.ending.set(Cause::Abandoned),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return,
+                    io::ErrorKind::InvalidData => {
+                        let text = format!(
+                            "a request of the VM's owner can't be served: {}",
+                            crate::describe(&error)
+                        );
+                        self.ending.set(Cause::Reason(ExitReason::Failure(text)));
+                    }
+                    _ => self.ending.set(Cause::Abandoned),
+                },
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        let stop = request.action == Action::Stop;
+        let result = self.act(request.action, fds);
+        self.outbox.post(FromVmm::Reply(Reply { id: request.id, result }));
+        if stop {
+            self.ending.set(Cause::Reason(ExitReason::Stopped));
+        }
+    }
+
+    fn act(&mut self, action: Action, fds: Vec<OwnedFd>) -> Result<Done, String> {
+        match action {
+            Action::AddExtent { read_only } => {
+                let failed =
+                    |why: &dyn std::fmt::Display| format!("can't add an extent to the image disk: {why}");
+                let file = only(fds).map_err(|why| failed(&why))?;
+                let disk = self.handles.disk.as_ref().ok_or_else(|| failed(&"this VM has none"))?;
+                let (start, sectors) = crate::lock(disk)
+                    .add_extent(file, read_only)
+                    .map_err(|error| failed(&crate::describe(error.as_ref())))?;
+                Ok(Done::ExtentAdded { start, sectors })
+            }
+            Action::AttachNic { nic } => {
+                let failed =
+                    |why: &dyn std::fmt::Display| format!("can't attach network interface {nic}: {why}");
+                let tap = only(fds).map_err(|why| failed(&why))?;
+                let device = self.handles.nics.get(usize::from(nic)).ok_or_else(|| {
+                    failed(&format!("this VM has {} network interfaces", self.handles.nics.len()))
+                })?;
+                crate::lock(device).attach(tap).map_err(|error| failed(&crate::describe(error.as_ref())))?;
+                Ok(Done::Ok)
+            }
+            Action::SetBalloon { mib } => {
+                let balloon =
+                    self.handles.balloon.as_ref().ok_or("can't set the balloon: this VM has none")?;
+                crate::lock(balloon).set_target(mib);
+                Ok(Done::Ok)
+            }
+            Action::Stop => Ok(Done::Ok),
+        }
+    }
+}
+
+/// The one descriptor a request must have.
+fn only(fds: Vec<OwnedFd>) -> Result<File, String> {
+    let count = fds.len();
+    match <[OwnedFd; 1]>::try_from(fds) {
+        Ok([fd]) => Ok(fd.into()),
+        Err(_) => Err(format!("the request has {count} file descriptors, it needs one")),
+    }
+}
+
+impl MutEventSubscriber for Control {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.serve();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        // Edge-triggered, so that room to send is an event whenever it comes and none while it is there.
+        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        if let Err(error) = ops.add(Events::new_raw(self.socket.as_raw_fd(), events)) {
+            let text = format!("can't wait for requests: {error}");
+            self.ending.set(Cause::Reason(ExitReason::Failure(text)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+use super::*;
+use crate::api::Request;
+use crate::event_loop::EventLoop;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+
+#[derive(Default)]
+struct Fake {
+    extents: u64,
+    flushed: bool,
+    taps: usize,
+    mib: u32,
+}
+
+impl Disk for Fake {
+    fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError> {
+        if !read_only {
+            return Err("the file is too odd".into());
+        }
+        self.extents += 1;
+        Ok((self.extents, file.metadata()?.len()))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.flushed = true;
+        Ok(())
+    }
+}
+
+impl Nic for Fake {
+    fn attach(&mut self, _tap: File) -> Result<(), DeviceError> {
+        self.taps += 1;
+        Ok(())
+    }
+}
+
+impl Balloon for Fake {
+    fn set_target(&mut self, mib: u32) {
+        self.mib = mib;
+    }
+}
+
+/// An owner, and a VMM's control socket that is served on this thread whenever the owner waits.
+struct Setup {
+    owner: OwnedFd,
+    events: EventLoop,
+    outbox: Outbox,
+    ending: Ending,
+    device: Arc<Mutex<Fake>>,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let (owner, socket) = ipc::pair().unwrap();
+        let device = Arc::new(Mutex::new(Fake::default()));
+        let handles =
+            Handles { disk: Some(device.clone()), nics: vec![device.clone()], balloon: Some(device.clone()) };
+        let ending = Ending::new().unwrap();
+        let socket = Arc::new(socket);
+        let outbox = Outbox::new(socket.clone());
+        let control = Control::new(socket, outbox.clone(), handles, ending.clone()).unwrap();
+        let mut events = EventLoop::new(&ending).unwrap();
+        events.add(control);
+        Self { owner, events, outbox, ending, device }
+    }
+
+    fn ask(&mut self, action: Action, fds: &[BorrowedFd<'_>]) -> Result<Done, String> {
+        ipc::send(self.owner.as_fd(), &Request { id: 9, action }, fds).unwrap();
+        self.events.finish().unwrap();
+        match self.read() {
+            FromVmm::Reply(Reply { id: 9, result }) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read(&self) -> FromVmm {
+        ipc::receive(self.owner.as_fd()).unwrap().unwrap().0
+    }
+}
+
+#[test]
+fn requests_reach_their_device_and_are_answered() {
+    let mut setup = Setup::new();
+    let null = File::open("/dev/null").unwrap();
+    let added = setup.ask(Action::AddExtent { read_only: true }, &[null.as_fd()]);
+    assert_eq!(added, Ok(Done::ExtentAdded { start: 1, sectors: 0 }));
+    assert_eq!(setup.ask(Action::AttachNic { nic: 0 }, &[null.as_fd()]), Ok(Done::Ok));
+    assert_eq!(setup.ask(Action::SetBalloon { mib: 5 }, &[]), Ok(Done::Ok));
+    let device = setup.device.lock().unwrap();
+    assert_eq!((device.extents, device.taps, device.mib), (1, 1, 5));
+}
+
+#[test]
+fn refusals_name_what_was_asked_and_why() {
+    let mut setup = Setup::new();
+    let null = File::open("/dev/null").unwrap();
+    for (action, fds, text) in [
+        (
+            Action::AddExtent { read_only: false },
+            &[null.as_fd()][..],
+            "can't add an extent to the image disk: the file is too odd",
+        ),
+        (
+            Action::AddExtent { read_only: true },
+            &[],
+            "can't add an extent to the image disk: the request has 0 file descriptors, it needs one",
+        ),
+        (
+            Action::AttachNic { nic: 1 },
+            &[null.as_fd()],
+            "can't attach network interface 1: this VM has 1 network interfaces",
+        ),
+        (
+            Action::AttachNic { nic: 0 },
+            &[null.as_fd(), null.as_fd()],
+            "can't attach network interface 0: the request has 2 file descriptors, it needs one",
+        ),
+    ] {
+        assert_eq!(setup.ask(action, fds), Err(text.to_owned()));
+    }
+    assert!(setup.ending.get().is_none());
+}
+
+#[test]
+fn stop_is_answered_before_the_vm_ends() {
+    let mut setup = Setup::new();
+    assert_eq!(setup.ask(Action::Stop, &[]), Ok(Done::Ok));
+    assert_eq!(setup.ending.get(), Some(&Cause::Reason(ExitReason::Stopped)));
+}
+
+#[test]
+fn an_owner_that_closes_its_socket_has_abandoned_the_vm() {
+    let mut setup = Setup::new();
+    drop(setup.owner);
+    setup.events.run_until(&setup.ending).unwrap();
+    assert_eq!(setup.ending.get(), Some(&Cause::Abandoned));
+}
+
+#[test]
+fn an_owner_that_talks_nonsense_gets_its_vm_ended_with_the_cause() {
+    let mut setup = Setup::new();
+    ipc::send(setup.owner.as_fd(), &"nonsense", &[]).unwrap();
+    setup.events.run_until(&setup.ending).unwrap();
+    let Some(Cause::Reason(ExitReason::Failure(text))) = setup.ending.get() else { panic!() };
+    assert!(text.starts_with("a request of the VM's owner can't be served"), "{text}");
+}
+
+#[test]
+fn connections_the_owner_does_not_take_are_closed_beyond_a_bound_and_nothing_else_is_lost() {
+    let mut setup = Setup::new();
+    let mut guests = Vec::new();
+    for port in 0..2000 {
+        let (guest, host) = UnixStream::pair().unwrap();
+        setup.outbox.post_connection(port, host.into());
+        guest.set_nonblocking(true).unwrap();
+        guests.push(guest);
+    }
+    let is_closed = |guest: &UnixStream| io::Read::read(&mut &*guest, &mut [0]).is_ok_and(|n| n == 0);
+    assert!(guests.iter().any(is_closed), "bounded");
+    let kept = guests.iter().filter(|guest| !is_closed(guest)).count();
+
+    setup.outbox.post(FromVmm::Event(Event::Started { marks: Vec::new() }));
+    let mut connected = 0;
+    loop {
+        match setup.read() {
+            FromVmm::Event(Event::GuestConnected { .. }) => connected += 1,
+            FromVmm::Event(Event::Started { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+        setup.events.finish().unwrap();
+    }
+    assert_eq!(connected, kept);
+}

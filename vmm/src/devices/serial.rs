@@ -1,0 +1,122 @@
+//! The debug console: a 16550 UART whose output goes to a file, and which is present only when somebody asked for it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// I/O ports of COM1.
+pub const PORTS: Range<u16> = 0x3f8..0x400;
+
+/// The UART.
+#[derive(Debug)]
+pub struct Console {
+    uart: Serial<Line, NoEvents, Output>,
+}
+
+impl Console {
+    /// A console that writes to `output`.
+    pub fn new(output: File) -> io::Result<Self> {
+        Ok(Self { uart: Serial::new(Line(EventFd::new(EFD_NONBLOCK)?), Output(output)) })
+    }
+
+    /// The event behind the interrupt line, for registration with KVM.
+    pub fn interrupt(&self) -> &EventFd {
+        &self.uart.interrupt_evt().0
+    }
+
+    /// Reads the register at `offset` from the first port.
+    pub fn read(&mut self, offset: u8) -> u8 {
+        self.uart.read(offset)
+    }
+
+    /// Writes a register. What can't be written out at once is lost: the guest must not be able to stall a CPU thread,
+    /// and the VMM does not store its output.
+    pub fn write(&mut self, offset: u8, value: u8) {
+        let _ = self.uart.write(offset, value);
+    }
+}
+
+#[derive(Debug)]
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Writes only while the file takes it. It is not switched to non-blocking mode, because the owner shares it.
+#[derive(Debug)]
+struct Output(File);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut ready, PollTimeout::ZERO)? == 0 {
+            return Ok(bytes.len());
+        }
+        // One byte never blocks a file that polls writable.
+        match bytes.first_chunk::<1>() {
+            Some(byte) => self.0.write(byte),
+            None => Ok(0),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    fn console_on_pipe() -> (File, Console) {
+        let (read, write) = io::pipe().unwrap();
+        (File::from(OwnedFd::from(read)), Console::new(File::from(OwnedFd::from(write))).unwrap())
+    }
+
+    #[test]
+    fn bytes_reach_the_output_in_order() {
+        let (mut output, mut console) = console_on_pipe();
+        for byte in b"hello" {
+            console.write(0, *byte);
+        }
+        drop(console);
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_full_output_loses_bytes_and_does_not_block() {
+        let (mut output, mut console) = console_on_pipe();
+        let many = 200_000;
+        for _ in 0..many {
+            console.write(0, b'x');
+        }
+        drop(console);
+        let mut bytes = Vec::new();
+        output.read_to_end(&mut bytes).unwrap();
+        assert!(!bytes.is_empty() && bytes.len() < many, "{} bytes of {many}", bytes.len());
+    }
+
+    #[test]
+    fn a_closed_output_is_ignored() {
+        let (output, mut console) = console_on_pipe();
+        drop(output);
+        console.write(0, b'x');
+        assert_ne!(console.read(5) & 0x20, 0, "the transmitter stays ready");
+    }
+}

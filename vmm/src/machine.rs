@@ -1,0 +1,149 @@
+//! A VM's life, from the configuration to the last message.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use crate::api::{Event, ExitReason, FromVmm, VmConfig};
+use crate::builder::{self, Built, Device, Thread};
+use crate::control::{Control, Handles, Outbox};
+use crate::ending::{Cause, Ending, Once};
+use crate::event_loop::EventLoop;
+use crate::marks::Marks;
+use crate::panic_record;
+use crate::vcpu::{self, Vcpu};
+use crate::virtio::GuestMemory;
+
+/// Stack of the thread that serves disks.
+const STACK: usize = 128 << 10;
+
+/// Runs the VM whose owner is on `socket`, from its configuration to its end. Returns why it ended, after telling the
+/// owner; `None` when the owner has gone.
+pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(socket.clone());
+    let reason = match crate::ipc::receive::<VmConfig>(socket.as_fd()) {
+        Ok(None) => return None,
+        Ok(Some((config, fds))) => match builder::build(&config, fds, &outbox, &mut marks) {
+            Ok(built) => run_built(built, socket, &outbox, marks)?,
+            Err(error) => ExitReason::Failure(crate::describe(&error)),
+        },
+        Err(error) => {
+            ExitReason::Failure(format!("can't read the VM's configuration: {}", crate::describe(&error)))
+        }
+    };
+    outbox.finish(reason.clone());
+    Some(reason)
+}
+
+/// Runs a VM. `None` when the owner has gone.
+fn run_built(built: Built, socket: Arc<OwnedFd>, outbox: &Outbox, marks: Marks) -> Option<ExitReason> {
+    let start = || {
+        let ending = Ending::new()?;
+        let control = Control::new(socket, outbox.clone(), built.handles.clone(), ending.clone())?;
+        let machine = Machine::start(built, control, &ending, marks)?;
+        Ok::<_, io::Error>((machine, ending))
+    };
+    match start() {
+        Ok((machine, ending)) => machine.run_to_end(&ending),
+        Err(error) => Some(ExitReason::Failure(format!("can't start the VM: {error}"))),
+    }
+}
+
+/// A running VM.
+#[derive(Debug)]
+struct Machine {
+    cpus: Vec<Vcpu>,
+    events: EventLoop,
+    disks: DiskThread,
+    memory: GuestMemory,
+    handles: Handles,
+    // Dropped last, after what belongs to it.
+    _vm: crate::vm::Vm,
+}
+
+impl Machine {
+    fn start(built: Built, control: Control, ending: &Ending, mut marks: Marks) -> io::Result<Self> {
+        let outbox = control.outbox();
+        let mut events = EventLoop::new(ending)?;
+        events.add(control);
+        let disks = DiskThread::start(&built.devices)?;
+        for device in built.devices.iter().filter(|device| device.thread == Thread::Main) {
+            events.add_device(device.model.clone());
+        }
+        vcpu::init()?;
+        let mut cpus = Vec::with_capacity(built.cpus.len());
+        for (id, fd) in (0u8..).zip(built.cpus) {
+            cpus.push(Vcpu::start(id, fd, built.bus.clone(), ending.clone())?);
+        }
+        marks.note("vcpus run");
+        // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
+        outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));
+        Ok(Self { cpus, events, disks, memory: built.memory, handles: built.handles, _vm: built.vm })
+    }
+
+    /// Serves until the VM ends, then stops it in order: CPUs, then what they had asked the disks for.
+    fn run_to_end(mut self, ending: &Ending) -> Option<ExitReason> {
+        let served = self.events.run_until(ending);
+        let reason = match (served, ending.get()) {
+            // The kernel tears down what is left faster than we could.
+            (_, Some(Cause::Abandoned)) => return None,
+            (_, Some(Cause::Reason(reason))) => reason.clone(),
+            (Err(error), None) => ExitReason::Failure(format!("the event loop failed: {error}")),
+            (Ok(()), None) => ExitReason::Failure("the event loop ended early".to_owned()),
+        };
+        for cpu in self.cpus {
+            cpu.stop();
+        }
+        self.disks.finish();
+        if let Some(disk) = &self.handles.disk {
+            // The owner reads the disk's files next. A file that can't be flushed has failed the guest's own requests.
+            let _ = crate::lock(disk).flush();
+        }
+        Some(match reason {
+            // The way a panic ends too, told apart by what the guest kernel left.
+            ExitReason::GuestShutdown | ExitReason::TripleFault => {
+                panic_record::read(&self.memory).unwrap_or(reason)
+            }
+            other => other,
+        })
+    }
+}
+
+/// The thread that serves the devices which wait for disks.
+#[derive(Debug)]
+struct DiskThread {
+    end: Once<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DiskThread {
+    fn start(devices: &[Device]) -> io::Result<Self> {
+        let end = Once::new()?;
+        let mut disks = devices.iter().filter(|device| device.thread == Thread::Disk).peekable();
+        if disks.peek().is_none() {
+            return Ok(Self { end, thread: None });
+        }
+        let mut events = EventLoop::new(&end)?;
+        for disk in disks {
+            events.add_device(disk.model.clone());
+        }
+        let until = end.clone();
+        let serve = move || {
+            // An event loop fails only for want of memory or descriptors, neither of which it takes while it runs.
+            let _ = events.run_until(&until);
+            let _ = events.finish();
+        };
+        let thread = Builder::new().name("disks".to_owned()).stack_size(STACK).spawn(serve)?;
+        Ok(Self { end, thread: Some(thread) })
+    }
+
+    /// Serves what the guest has asked for until now, and ends.
+    fn finish(self) {
+        self.end.set(());
+        if let Some(thread) = self.thread {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The virtual machine as KVM sees it: memory slots, interrupt controllers, CPUs, and the events of devices.
+
+// Registering memory with KVM and adopting its descriptor have no safe interface.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::virtio::{GuestMemory, VirtioDevice};
+use crate::x86::cpuid::{self, Cpu};
+use crate::x86::layout::{KVM_TSS, virtio_address};
+
+/// Offset of the QueueNotify register (virtio 1.2 §4.2.2).
+const QUEUE_NOTIFY: u64 = 0x50;
+/// What a VM can't do without.
+const REQUIRED: [(Cap, &str); 5] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+];
+
+/// KVM refused something.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// Another kind of file, or an ancient kernel.
+    #[error("the kvm descriptor is not an open /dev/kvm of API version {KVM_API_VERSION}")]
+    NotKvm(#[source] std::io::Error),
+    /// This KVM is not enough.
+    #[error("this host's KVM lacks {0}; a newer host kernel is needed")]
+    Capability(&'static str),
+    /// More CPUs than possible.
+    #[error("{wanted} CPUs are more than this host's KVM can give one VM, at most {max}")]
+    Cpus {
+        /// Asked for.
+        wanted: u8,
+        /// Possible.
+        max: usize,
+    },
+    /// The CPUID table does not fit.
+    #[error("KVM reports too many CPUID leaves")]
+    Cpuid,
+    /// An ioctl failed.
+    #[error("KVM can't {doing}")]
+    Ioctl {
+        /// What it was for.
+        doing: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+}
+
+fn cant(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Ioctl { doing, source }
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    fd: VmFd,
+    supported: Vec<kvm_cpuid_entry2>,
+    tsc_deadline: bool,
+    max_cpus: usize,
+    // Declared last: slots refer to this memory until the VM is closed.
+    _memory: GuestMemory,
+}
+
+/// Adopts an open `/dev/kvm`.
+pub(crate) fn open(kvm: File) -> Result<Kvm, VmError> {
+    let fd: OwnedFd = kvm.into();
+    // SAFETY: the descriptor is owned, and ownership passes to the Kvm.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    if u32::try_from(kvm.get_api_version()) != Ok(KVM_API_VERSION) {
+        return Err(VmError::NotKvm(std::io::Error::last_os_error()));
+    }
+    Ok(kvm)
+}
+
+impl Vm {
+    /// Makes a VM with this memory and with interrupt controllers.
+    ///
+    /// All memory slots come before the interrupt controllers: each change of slots later waits for all users of the
+    /// old ones, which takes milliseconds. There is no PIT: the guest uses the TSC deadline timer, and a PIT costs more
+    /// to create than all the rest. Interrupts need no routing table, KVM's own connects line n to pin n of the IOAPIC.
+    pub(crate) fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, VmError> {
+        for (capability, name) in REQUIRED {
+            if !kvm.check_extension(capability) {
+                return Err(VmError::Capability(name));
+            }
+        }
+        let supported =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cant("report the CPUID it supports"))?;
+        let fd = kvm.create_vm().map_err(cant("create a VM"))?;
+        set_memory(&fd, &memory)?;
+        fd.set_tss_address(KVM_TSS as usize).map_err(cant("set the TSS address"))?;
+        fd.create_irq_chip().map_err(cant("create interrupt controllers"))?;
+        Ok(Self {
+            fd,
+            supported: supported.as_slice().to_vec(),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            max_cpus: kvm.get_max_vcpus(),
+            _memory: memory,
+        })
+    }
+
+    /// Makes one CPU. The first (id 0) starts where its registers say, the others when the guest starts them.
+    pub(crate) fn create_cpu(&self, cpu: Cpu) -> Result<VcpuFd, VmError> {
+        if usize::from(cpu.count) > self.max_cpus {
+            return Err(VmError::Cpus { wanted: cpu.count, max: self.max_cpus });
+        }
+        let vcpu = self.fd.create_vcpu(cpu.id.into()).map_err(cant("create a CPU"))?;
+        let cpuid = cpuid::for_cpu(&self.supported, cpu, self.tsc_deadline).ok_or(VmError::Cpuid)?;
+        vcpu.set_cpuid2(&cpuid).map_err(cant("set a CPU's CPUID"))?;
+        Ok(vcpu)
+    }
+
+    /// Connects an interrupt line of the guest to an event.
+    pub(crate) fn connect_interrupt(&self, event: &EventFd, irq: u32) -> Result<(), VmError> {
+        self.fd.register_irqfd(event, irq).map_err(cant("connect an interrupt"))
+    }
+
+    /// Lets KVM signal a device's events when the driver kicks its queues, without a way through this process.
+    pub(crate) fn connect_kicks(&self, device: &dyn VirtioDevice, index: u32) -> Result<(), VmError> {
+        let register = IoEventAddress::Mmio(virtio_address(index) + QUEUE_NOTIFY);
+        for (queue, kick) in (0u32..).zip(device.kicks()) {
+            self.fd.register_ioevent(kick, &register, queue).map_err(cant("connect a queue's kick"))?;
+        }
+        Ok(())
+    }
+}
+
+fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), VmError> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is mapped, and stays so until after the VM is closed: the Vm holds on to it.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(cant("use the guest's memory"))?;
+    }
+    Ok(())
+}

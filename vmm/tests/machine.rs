@@ -1,0 +1,303 @@
+//! The real `monohull-vmm`, driven through its client, with guests of a few hand-assembled instructions on /dev/kvm.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig};
+use monohull_vmm::client::Vmm;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+mod guests;
+
+/// Where guests are loaded and entered: where Linux is.
+const ENTRY: u64 = 16 << 20;
+/// A test whose VM is silent for this long has failed.
+const PATIENCE_MS: u16 = 60_000;
+
+/// A VM under test and everything it said so far.
+struct Vm {
+    vmm: Vmm,
+}
+
+/// What a VM is made of, when a test does not say otherwise.
+struct Setup {
+    config: VmConfig,
+    fds: Vec<OwnedFd>,
+}
+
+impl Setup {
+    fn new(code: &[u8]) -> Self {
+        let config = VmConfig {
+            name: "test".into(),
+            memory_mib: 32,
+            vcpus: 1,
+            cmdline: String::new(),
+            nics: 0,
+            huge_pages: false,
+            fds: Vec::new(),
+        };
+        Self { config, fds: Vec::new() }.with(FdRole::Kvm, kvm()).with(FdRole::Kernel, elf(code))
+    }
+
+    fn with(mut self, role: FdRole, fd: impl Into<OwnedFd>) -> Self {
+        self.config.fds.push(role);
+        self.fds.push(fd.into());
+        self
+    }
+
+    fn start(self) -> Vm {
+        let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
+        let binary = Path::new(env!("CARGO_BIN_EXE_monohull-vmm"));
+        Vm { vmm: Vmm::spawn(binary, &self.config, &fds).unwrap() }
+    }
+
+    /// Starts the VM and returns how it ended before any CPU ran.
+    fn refusal(self) -> String {
+        match self.start().next() {
+            Some(FromVmm::Event(Event::Exited { reason: ExitReason::Failure(text) })) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Vm {
+    /// The VM's next message; `None` when there are no more.
+    fn next(&self) -> Option<FromVmm> {
+        wait(self.vmm.socket());
+        self.vmm.receive().unwrap().map(|(message, _)| message)
+    }
+
+    fn expect_started(&self) -> Vec<(String, u64)> {
+        match self.next() {
+            Some(FromVmm::Event(Event::Started { marks })) => marks,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ask(&self, action: Action, fds: &[BorrowedFd<'_>]) -> Result<Done, String> {
+        self.vmm.send(&Request { id: 7, action }, fds).unwrap();
+        match self.next() {
+            Some(FromVmm::Reply(Reply { id: 7, result })) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The reason the VM gives for its end, as its last message, and the exit code of the process.
+    fn end(mut self) -> (ExitReason, i32) {
+        let Some(FromVmm::Event(Event::Exited { reason })) = self.next() else { panic!("no reason") };
+        assert_eq!(self.next(), None, "nothing follows");
+        wait(self.vmm.pidfd());
+        (reason, self.vmm.wait().unwrap().code().unwrap())
+    }
+
+    /// Starts, and how it ended.
+    fn run(self) -> (ExitReason, i32) {
+        self.expect_started();
+        self.end()
+    }
+}
+
+fn wait(fd: BorrowedFd<'_>) {
+    let mut ready = [PollFd::new(fd, PollFlags::POLLIN)];
+    assert_eq!(poll(&mut ready, PollTimeout::from(PATIENCE_MS)), Ok(1), "the VM is silent");
+}
+
+fn kvm() -> File {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    kvm.expect("this test needs /dev/kvm: load the kvm module, or give this user access to it")
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// An ELF file that is entered, and has `code`, at [`ENTRY`].
+fn elf(code: &[u8]) -> File {
+    let mut image = Vec::new();
+    // e_ident: 64 bits, little endian, version 1.
+    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    // Executable, x86-64, version 1; entry; program headers follow, no section headers; no flags.
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
+    image.extend([0; 4]);
+    // Size of this header; one program header of its size; no section headers.
+    image.extend([64u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    // PT_LOAD, readable and executable; offset, virtual and physical address, size in file and in memory, alignment.
+    image.extend([1u32, 5].map(u32::to_le_bytes).concat());
+    let len = code.len() as u64;
+    image.extend([120, ENTRY, ENTRY, len, len, 4096].map(u64::to_le_bytes).concat());
+    assert_eq!(image.len(), 120);
+    image.extend(code);
+    file(&image)
+}
+
+#[test]
+fn a_guest_that_prints_and_resets_has_shut_down() {
+    let (mut output, console) = std::io::pipe().unwrap();
+    let vm = Setup::new(&guests::print_and_reset(b"hello\n")).with(FdRole::Console, console).start();
+
+    assert_eq!(vm.run(), (ExitReason::GuestShutdown, 0));
+
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello\n");
+}
+
+#[test]
+fn the_start_is_marked_step_by_step() {
+    let vm = Setup::new(&guests::print_and_reset(b"")).start();
+    let marks = vm.expect_started();
+    let names: Vec<&str> = marks.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["vmm exec", "kvm ready", "devices ready", "kernel loaded", "vcpus run"]);
+    assert!(marks.is_sorted_by_key(|(_, us)| *us));
+    assert_eq!(vm.end().0, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn a_guest_finds_the_boot_parameters_linux_expects() {
+    // The guest checks the zero page by itself and resets only when it is right.
+    let vm = Setup::new(&guests::check_boot_parameters()).with(FdRole::Initramfs, file(b"initramfs")).start();
+    assert_eq!(vm.run(), (ExitReason::GuestShutdown, 0));
+}
+
+#[test]
+fn a_triple_fault_is_told() {
+    let vm = Setup::new(&guests::TRIPLE_FAULT).start();
+    assert_eq!(vm.run(), (ExitReason::TripleFault, 1));
+}
+
+#[test]
+fn stop_ends_an_idle_guest_and_a_busy_one() {
+    for code in [&guests::HALT[..], &guests::SPIN[..]] {
+        let vm = Setup::new(code).start();
+        vm.expect_started();
+        assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
+        assert_eq!(vm.end(), (ExitReason::Stopped, 0));
+    }
+}
+
+#[test]
+fn stop_ends_a_guest_whose_other_cpus_were_never_started() {
+    let mut setup = Setup::new(&guests::HALT);
+    setup.config.vcpus = 4;
+    let vm = setup.start();
+    vm.expect_started();
+    assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
+    assert_eq!(vm.end(), (ExitReason::Stopped, 0));
+}
+
+#[test]
+fn a_vm_does_not_outlive_its_control_socket() {
+    let (socket, theirs) = monohull_vmm::ipc::pair().unwrap();
+    let config = Setup::new(&guests::HALT);
+    let fds: Vec<BorrowedFd<'_>> = config.fds.iter().map(AsFd::as_fd).collect();
+    // Started by hand, without a death signal: only the socket ties it to this process.
+    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
+    monohull_vmm::ipc::send(socket.as_fd(), &config.config, &fds).unwrap();
+    let (message, _) = monohull_vmm::ipc::receive::<FromVmm>(socket.as_fd()).unwrap().unwrap();
+    assert!(matches!(message, FromVmm::Event(Event::Started { .. })));
+
+    drop(socket);
+
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_vmm_whose_owner_goes_before_the_configuration_ends() {
+    let (socket, theirs) = monohull_vmm::ipc::pair().unwrap();
+    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs);
+    drop(socket);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn dropping_the_client_kills_the_vm() {
+    let vm = Setup::new(&guests::SPIN).start();
+    vm.expect_started();
+    let pidfd = vm.vmm.pidfd().try_clone_to_owned().unwrap();
+    drop(vm);
+    wait(pidfd.as_fd());
+}
+
+#[test]
+fn a_guest_kernels_panic_is_told_by_its_text() {
+    let record = "====1.0-D\nPanic#1 Part1\n<0>[    1.0] Kernel panic - not syncing: VFS: no root\n";
+    let vm = Setup::new(&guests::leave_record_and_reset(record)).start();
+    assert_eq!(vm.run(), (ExitReason::GuestPanic("VFS: no root".into()), 1));
+
+    let record = "<0>[    1.0] Kernel panic - not syncing: System is deadlocked on memory\n";
+    let vm = Setup::new(&guests::leave_record_and_reset(record)).start();
+    assert_eq!(vm.run(), (ExitReason::GuestOutOfMemory("System is deadlocked on memory".into()), 1));
+}
+
+#[test]
+fn unknown_ports_and_addresses_do_not_stop_a_guest() {
+    let vm = Setup::new(&guests::touch_nothings()).start();
+    assert_eq!(vm.run(), (ExitReason::GuestShutdown, 0));
+}
+
+#[test]
+fn requests_for_devices_the_vm_lacks_are_refused_and_it_runs_on() {
+    let vm = Setup::new(&guests::HALT).start();
+    vm.expect_started();
+    let refused = vm.ask(Action::AttachNic { nic: 0 }, &[file(b"").as_fd()]).unwrap_err();
+    assert!(refused.contains("this VM has 0 network interfaces"), "{refused}");
+    let refused = vm.ask(Action::AddExtent { read_only: true }, &[]).unwrap_err();
+    assert!(refused.contains("0 file descriptors"), "{refused}");
+    assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
+    assert_eq!(vm.end().0, ExitReason::Stopped);
+}
+
+#[test]
+fn bad_configurations_are_refused_with_the_field_and_the_reason() {
+    let setup = || Setup::new(&guests::HALT);
+    let mut tiny = setup();
+    tiny.config.memory_mib = 16;
+    assert!(tiny.refusal().contains("memory_mib is 16, it must be from 32"));
+    let mut none = setup();
+    none.config.vcpus = 0;
+    assert!(none.refusal().contains("vcpus is 0"));
+    let mut long = setup();
+    long.config.cmdline = "x".repeat(3000);
+    assert!(long.refusal().contains("command line is"));
+    let mut kernelless = setup();
+    kernelless.config.fds.pop();
+    kernelless.fds.pop();
+    assert!(kernelless.refusal().contains("no Kernel descriptor"));
+    let mut unnamed = setup();
+    unnamed.config.fds.pop();
+    assert!(unnamed.refusal().contains("names 1 descriptors, 2 came"));
+}
+
+#[test]
+fn bad_files_are_refused_with_what_they_should_be() {
+    let setup = |kernel: File| {
+        let mut setup = Setup::new(&[]);
+        setup.fds[1] = kernel.into();
+        setup
+    };
+    assert!(setup(file(b"not a kernel")).refusal().contains("can't load the guest kernel"));
+    let mut no_kvm = setup(elf(&guests::HALT));
+    no_kvm.fds[0] = File::open("/dev/null").unwrap().into();
+    assert!(no_kvm.refusal().contains("not an open /dev/kvm"));
+    let too_large = setup(elf(&guests::HALT)).with(FdRole::Initramfs, file(&vec![0; 20 << 20]));
+    assert!(too_large.refusal().contains("give the pod more memory"));
+}
+
+#[test]
+fn the_binary_explains_itself_when_started_by_hand() {
+    let run = |args: &[&str]| {
+        let binary = env!("CARGO_BIN_EXE_monohull-vmm");
+        std::process::Command::new(binary).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    let version = run(&["--version"]);
+    assert_eq!(version.stdout, format!("monohull-vmm {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
+    assert!(String::from_utf8_lossy(&run(&["--help"]).stdout).contains("started by the containerd shim"));
+    let alone = run(&[]);
+    assert_eq!(alone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("started by the containerd shim"));
+}
