@@ -106,6 +106,7 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     let topic = envelope.topic.clone();
     let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
     for attempt in 1..=RETRIES + 1 {
+        let stale = client.is_some();
         let tried = timeout(FORWARD_TIMEOUT, try_forward(address, client, &request)).await;
         let error = match tried {
             Ok(Ok(())) => return,
@@ -114,7 +115,8 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
         };
         *client = None;
         tracing::warn!(topic, attempt, error, "event is not delivered");
-        if attempt <= RETRIES {
+        // A connection that broke some time ago (containerd was restarted) is no reason to wait.
+        if attempt <= RETRIES && !stale {
             sleep(Duration::from_secs(attempt.into())).await;
         }
     }

@@ -15,8 +15,9 @@ use monohull_runtime::process::{Stdio, Streams};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::logger::{self, Logger};
 use crate::namespaces::Outside;
@@ -26,6 +27,9 @@ const BUFFER: usize = 64 * 1024;
 /// A client that takes nothing for so long while its process is being deleted, or a guest that does not close the
 /// streams of a process that has ended, is given up. Both are other people's programs.
 const STALLED: Duration = Duration::from_secs(10);
+/// The end of a process is announced after that of its output, which some clients stop to read then (ctr of containerd
+/// 1.6); but not if it takes longer than this: nobody may be reading, or a process that it has left behind still write.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// A stdio path that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -147,9 +151,13 @@ impl Endpoints {
 
     /// Joins them with the streams of the process, now that it exists.
     pub(crate) fn connect(self, streams: Streams) -> Copies {
-        let written = Arc::new(AtomicU64::new(0));
-        let mut copies =
-            Copies { stdin: None, outputs: Vec::new(), readers: Vec::new(), written, logger: self.logger };
+        let mut copies = Copies {
+            stdin: None,
+            outputs: Vec::new(),
+            readers: Vec::new(),
+            progress: Arc::default(),
+            logger: self.logger,
+        };
         if let (Some(stdin), Some(stream)) = (self.stdin, streams.stdin) {
             copies.stdin = Some(StdinCopy {
                 task: tokio::spawn(copy_input(stdin.fifo, stream)),
@@ -159,7 +167,8 @@ impl Endpoints {
         for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
             if let (Some(sink), Some(stream)) = (sink, stream) {
                 copies.readers.push(sink.reader.clone());
-                copies.outputs.push(tokio::spawn(copy_output(stream, sink, copies.written.clone())));
+                let open = OpenOutput::new(&copies.progress);
+                copies.outputs.push(tokio::spawn(copy_output(stream, sink, open)));
             }
         }
         copies
@@ -216,9 +225,44 @@ pub(crate) struct Copies {
     stdin: Option<StdinCopy>,
     outputs: Vec<JoinHandle<()>>,
     readers: Vec<ReaderHold>,
-    /// Bytes that have reached their sinks.
-    written: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     logger: Option<Logger>,
+}
+
+/// How far a process's output has come.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes that have reached their sinks.
+    written: AtomicU64,
+    /// Streams that have not ended.
+    open: watch::Sender<usize>,
+}
+
+impl Progress {
+    /// Waits for the end of all output, for a moment.
+    pub(crate) async fn settle(&self) {
+        let _ = timeout(SETTLED, self.ended()).await;
+    }
+
+    async fn ended(&self) {
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+}
+
+/// One stream that has not ended.
+struct OpenOutput(Arc<Progress>);
+
+impl OpenOutput {
+    fn new(progress: &Arc<Progress>) -> Self {
+        progress.open.send_modify(|open| *open += 1);
+        Self(progress.clone())
+    }
+}
+
+impl Drop for OpenOutput {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open = open.saturating_sub(1));
+    }
 }
 
 #[derive(Debug)]
@@ -242,6 +286,11 @@ impl Copies {
         }
     }
 
+    /// How far the output has come, from now on.
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
     /// The process has ended: nobody will read its input.
     pub(crate) fn process_ended(&mut self) {
         self.stdin = None;
@@ -251,18 +300,15 @@ impl Copies {
     pub(crate) async fn finish(mut self, container: &str) {
         self.stdin = None;
         self.readers.iter().for_each(ReaderHold::release);
-        for output in &mut self.outputs {
-            loop {
-                let before = self.written.load(Ordering::Relaxed);
-                tokio::select! {
-                    _ = &mut *output => break,
-                    () = sleep(STALLED) => {}
-                }
-                if self.written.load(Ordering::Relaxed) == before {
-                    tracing::warn!(container, "output is given up: it has not moved for {STALLED:?}");
-                    output.abort();
-                    break;
-                }
+        loop {
+            let before = self.progress.written.load(Ordering::Relaxed);
+            if within_limit(self.progress.ended()).await.is_some() {
+                break;
+            }
+            if self.progress.written.load(Ordering::Relaxed) == before {
+                tracing::warn!(container, "output is given up: it has not moved for {STALLED:?}");
+                self.outputs.iter().for_each(JoinHandle::abort);
+                break;
             }
         }
         if let Some(logger) = self.logger.take() {
@@ -294,13 +340,15 @@ async fn copy_input(fifo: pipe::Receiver, mut stream: UnixStream) {
     }
 }
 
-async fn copy_output(stream: UnixStream, mut sink: Sink, written: Arc<AtomicU64>) {
-    if let Err(error) = try_copy_output(stream, &mut sink, &written).await {
+async fn copy_output(stream: UnixStream, mut sink: Sink, open: OpenOutput) {
+    if let Err(error) = try_copy_output(stream, &mut sink, &open.0.written).await {
         // Dropping the stream tells the process, as a broken pipe would.
         tracing::warn!(%error, "output can't be written");
     }
     let _ = sink.writer.flush().await;
     sink.reader.release();
+    drop(sink);
+    drop(open);
 }
 
 async fn try_copy_output(stream: UnixStream, sink: &mut Sink, written: &AtomicU64) -> io::Result<()> {
@@ -314,8 +362,11 @@ async fn try_copy_output(stream: UnixStream, sink: &mut Sink, written: &AtomicU6
                     written.fetch_add(u64::try_from(n).unwrap_or(0), Ordering::Relaxed);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // The VM has gone: its output ends here.
-                Err(_) => return Ok(()),
+                Err(error) => {
+                    // The VM has gone: its output ends here.
+                    tracing::debug!(%error, "output ends without its end");
+                    return Ok(());
+                }
             }
         }
     }

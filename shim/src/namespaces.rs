@@ -3,7 +3,7 @@
 //! The process enters them before it has a second thread, so all that it and the runtime library do to interfaces and
 //! mounts stays in there, and `/proc/<shim>/ns/net` is the pod's network for engines and hooks. Hooks and logging
 //! programs belong to the host, and are started back outside.
-#![allow(unsafe_code)] // pre_exec has no safe form, and pidfd_open(2) no wrapper.
+#![allow(unsafe_code)] // pre_exec has no safe form, and pidfd_open(2) and close_range(2) no wrapper.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -143,6 +143,14 @@ pub(crate) fn run_outside(
     // SAFETY: the closure runs in the forked child, where only async-signal-safe functions are allowed: it makes
     // setns, chdir and dup2 system calls on values made beforehand, and neither allocates nor locks.
     unsafe { command.pre_exec(prepare) };
+    Ok(())
+}
+
+/// Closes all descriptors but the standard three: what an engine has left open by mistake would stay so for the life of
+/// the pod. Call it before anything is opened.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: the process has opened nothing yet, so no owner loses its descriptor; the arguments are integers.
+    Errno::result(unsafe { libc::close_range(FIRST_PASSED.unsigned_abs(), libc::c_uint::MAX, 0) })?;
     Ok(())
 }
 

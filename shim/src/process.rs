@@ -122,6 +122,15 @@ impl<P: GuestProcess> TaskProcess<P> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(change);
     }
 
+    /// Waits a moment for the output of a process that has ended.
+    pub(crate) async fn settle_output(&self) {
+        let progress =
+            self.copies.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Copies::progress);
+        if let Some(progress) = progress {
+            progress.settle().await;
+        }
+    }
+
     /// Waits until its output is where it belongs. Call it once the process has stopped.
     pub(crate) async fn finish_output(&self, container: &str) {
         let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -56,6 +56,7 @@ impl ServeError {
 pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
     let timeline = Timeline::new();
     timeline.mark("shim started");
+    namespaces::close_inherited().map_err(ServeError::io("close inherited descriptors"))?;
     let listener = take_listener()?;
     // In a session of its own no terminal's signal reaches it. It fails for a session leader, which has that already.
     let _ = setsid();

@@ -104,6 +104,40 @@ async fn a_large_output_arrives_whole_and_ends_the_fifo_without_a_delete() {
 }
 
 #[tokio::test]
+async fn output_settles_when_the_reader_has_taken_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = StdioPaths { stdout: fifo(dir.path(), "out"), ..Default::default() };
+    let mut reader = client(&paths.stdout, false);
+    let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
+    let (ours, theirs) = guest(&paths);
+    let progress = endpoints.connect(ours).progress();
+    let mut stdout = theirs.stdout.unwrap();
+    let read = std::thread::spawn(move || {
+        let (mut buffer, mut total) = ([0; 4096], 0);
+        while total < 1 << 20 {
+            total += reader.read(&mut buffer).unwrap_or(0);
+        }
+    });
+    stdout.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+    drop(stdout);
+    progress.settle().await;
+    assert_eq!(*progress.open.borrow(), 0);
+    assert_eq!(progress.written.load(Ordering::Relaxed), 1 << 20);
+    read.join().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_does_not_end_is_not_waited_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = StdioPaths { stdout: fifo(dir.path(), "out"), ..Default::default() };
+    let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
+    let (ours, _theirs) = guest(&paths);
+    let progress = endpoints.connect(ours).progress();
+    timeout(SETTLED * 2, progress.settle()).await.expect("a process left behind keeps it open");
+    assert_eq!(*progress.open.borrow(), 1);
+}
+
+#[tokio::test]
 async fn output_survives_a_reader_that_goes_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let paths = StdioPaths { stdout: fifo(dir.path(), "out"), ..Default::default() };

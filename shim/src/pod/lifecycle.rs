@@ -108,6 +108,7 @@ impl<G: Guest> PodTasks<G> {
         let (pod, exec_id) = (self.clone(), exec_id.to_owned());
         tokio::spawn(async move {
             let exit = guest.wait().await;
+            process.settle_output().await;
             let _turn = process.turn().await;
             if exec_id.is_empty() {
                 end_execs(&container, &guest).await;
