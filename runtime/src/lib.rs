@@ -5,6 +5,8 @@
 pub mod agent;
 pub mod check;
 pub mod container;
+#[cfg(test)]
+mod fake;
 pub mod image;
 pub mod network;
 pub mod pod;

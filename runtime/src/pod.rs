@@ -109,6 +109,9 @@ impl Pod {
     ///
     /// Call it together with [`Prepared::new`] (`tokio::try_join!`): a container is then prepared while the guest
     /// boots. [`Self::start_with`] does that.
+    ///
+    /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
+    /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
         let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;

@@ -3,10 +3,7 @@
 //! The VMM is untrusted once its guest runs: what it sends is bounded, a breach of the protocol ends it, and nothing
 //! here waits for it without a deadline or its process descriptor.
 
-mod client;
 mod owner;
-#[cfg(test)]
-mod tests;
 
 use std::fs::File;
 use std::io;
@@ -15,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use monohull_vmm::api::{Action, Done, ExitReason, FdRole, VmConfig};
+use monohull_vmm::client::{SpawnError, Vmm};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::settings::Settings;
 use crate::timeline::Timeline;
-use client::{SpawnError, Vmm};
 use owner::Owner;
 
 /// Within what the VMM answers a request; only one that is stuck or hostile needs longer.
@@ -42,8 +39,8 @@ pub enum VmError {
         source: io::Error,
     },
     /// The VMM does not start.
-    #[error("cannot run {0} (`vmm` in the settings)")]
-    Spawn(PathBuf, #[source] SpawnError),
+    #[error("the pod's VM is not started (`vmm` in the settings names its program)")]
+    Spawn(#[source] SpawnError),
     /// The VMM's socket or process can't be watched.
     #[error("cannot watch over the VMM")]
     Watch(#[source] io::Error),
@@ -103,6 +100,8 @@ impl VmFiles {
     pub(crate) fn open(settings: &Settings, vsock: OwnedFd, console: Option<&Path>) -> Result<Self, VmError> {
         const KVM_HINT: &str = ": is virtualization switched on (firmware, kvm module, nested virtualization)? \
                                 `monohull check` tells";
+        // Unit tests run a fake VMM, also where there is no KVM.
+        let kvm = Path::new(if cfg!(test) { "/dev/null" } else { "/dev/kvm" });
         let open = |what, path: &Path, hint, write| {
             let file = File::options().read(true).write(write).open(path);
             file.map(OwnedFd::from).map_err(|source| VmError::Open {
@@ -113,7 +112,7 @@ impl VmFiles {
             })
         };
         let mut files = vec![
-            (FdRole::Kvm, open("the KVM device", Path::new("/dev/kvm"), KVM_HINT, true)?),
+            (FdRole::Kvm, open("the KVM device", kvm, KVM_HINT, true)?),
             (
                 FdRole::Kernel,
                 open("the guest kernel", &settings.kernel, " (`kernel` in the settings)", false)?,
@@ -151,7 +150,7 @@ impl Vm {
         timeline: Timeline,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let process = Vmm::spawn(vmm, config, &fds).map_err(|e| VmError::Spawn(vmm.to_owned(), e))?;
+        let process = Vmm::spawn(vmm, config, &fds).map_err(VmError::Spawn)?;
         timeline.mark("vmm started");
         let pid = i32::try_from(process.pid()).map_err(|e| VmError::Watch(io::Error::other(e)))?;
         let (commands, command_receiver) = mpsc::unbounded_channel();

@@ -325,7 +325,10 @@ fn link_inside_the_root_is_followed_as_the_container_would() {
     ]);
 
     result.unwrap();
-    assert_eq!(listing(&outside), ["c", "lib", "lib64", "no-host", "no-host/lib", "no-host/lib/a", "no-host/lib/b"]);
+    assert_eq!(
+        listing(&outside),
+        ["c", "lib", "lib64", "no-host", "no-host/lib", "no-host/lib/a", "no-host/lib/b"]
+    );
 }
 
 #[test]

@@ -1,1 +1,352 @@
+//! The life of pods and containers against a VMM and an agent that are fake, in a process of their own.
 
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::AsyncReadExt;
+
+use super::*;
+use crate::fake::{Host, Mode, PID};
+use crate::process::Exit;
+
+fn pod_config(host: &Host) -> PodConfig {
+    PodConfig {
+        settings: host.settings(),
+        id: "p1".into(),
+        namespace: "n".into(),
+        memory_mib: 128,
+        cpus: 2,
+        hostname: String::new(),
+        sysctls: std::collections::HashMap::new(),
+        network: false,
+        console: None,
+        timeline: Timeline::new(),
+    }
+}
+
+fn container_config(host: &Host, id: &str) -> ContainerConfig {
+    let spec = serde_json::json!({
+        "ociVersion": "1.1.0",
+        "root": { "path": "rootfs" },
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/" },
+        "linux": { "namespaces": [
+            { "type": "network" }, { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }, { "type": "uts" },
+        ] },
+    });
+    ContainerConfig {
+        id: id.into(),
+        spec: serde_json::from_value(spec).unwrap(),
+        rootfs: Rootfs::Directory(host.path().join("root")),
+        bundle: host.path().into(),
+        stdio: Stdio { stdout: true, ..Stdio::default() },
+    }
+}
+
+fn state_dir(host: &Host) -> std::path::PathBuf {
+    host.path().join("state/n/p1")
+}
+
+async fn start(host: &Host) -> Arc<Pod> {
+    Pod::start(pod_config(host)).await.unwrap()
+}
+
+/// Whether a process exists and is no zombie.
+fn runs(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+fn steps(timeline: &Timeline) -> Vec<String> {
+    timeline.marks().into_iter().map(|mark| mark.step).collect()
+}
+
+#[tokio::test]
+async fn a_container_is_created_run_and_removed_in_order() {
+    let host = Host::new(Mode::Good);
+    let config = pod_config(&host);
+    let timeline = config.timeline.clone();
+    let (pod, process) = Pod::start_with(config, container_config(&host, "c1")).await.unwrap();
+    assert_eq!(process.pid(), PID);
+    let mut output = String::new();
+    process.take_streams().stdout.unwrap().read_to_string(&mut output).await.unwrap();
+    assert_eq!(output, "c1");
+    process.start().await.unwrap();
+    assert_eq!(pod.processes("c1").await.unwrap(), [(PID, String::new())]);
+    process.signal(15, false).await.unwrap();
+    assert_eq!(process.wait().await.code, 143);
+    pod.delete_container("c1").await.unwrap();
+    assert_eq!(pod.shutdown().await.unwrap(), ExitReason::GuestShutdown);
+
+    let expected = [
+        "boot p1 nics=0 cpus=2",
+        "sandbox p1 entropy=64 random=true",
+        "extent at 0 read_only=true",
+        "container c1 erofs+tmpfs+overlay files=0",
+        "start c1",
+        "signal c1 15 all=false",
+        "delete c1",
+        "shutdown",
+    ];
+    assert_eq!(host.calls(), expected);
+    let steps = steps(&timeline);
+    for step in
+        ["vmm started", "vcpus run", "agent ready", "sandbox created", "rootfs ready", "container created"]
+    {
+        assert!(steps.iter().any(|s| s == step), "{step} is not in {steps:?}");
+    }
+    assert_eq!(steps.last().unwrap(), "container started");
+}
+
+#[tokio::test]
+async fn the_state_file_tells_owner_vmm_and_containers_while_the_pod_lives() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    process.start().await.unwrap();
+    let state = PodState::read(&state_dir(&host)).unwrap();
+    assert_eq!(state.owner, ProcessId::own().unwrap());
+    assert_eq!(state.vmm.unwrap().pid, pod.vmm_pid());
+    assert_eq!(state.containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["c1"]);
+    assert_eq!(state.timeline.last().unwrap().step, "container started");
+    pod.shutdown().await.unwrap();
+    assert!(!state_dir(&host).exists());
+    assert!(!runs(pod.vmm_pid()));
+}
+
+#[tokio::test]
+async fn a_pod_id_that_lives_is_refused_and_one_whose_owner_died_is_taken_over() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    assert!(matches!(Pod::start(pod_config(&host)).await, Err(PodError::Exists(_))));
+    let mut state = PodState::read(&state_dir(&host)).unwrap();
+    pod.shutdown().await.unwrap();
+
+    state.owner.start_time += 1;
+    crate::state::create(&state_dir(&host)).unwrap();
+    state.write(&state_dir(&host)).unwrap();
+    start(&host).await.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn dropping_a_pod_kills_its_vm_and_removes_its_directory() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    let pid = pod.vmm_pid();
+    drop(pod);
+    // The process is a witness, not an owner; its end is that of the VM.
+    assert_eq!(process.wait().await.code, 137);
+    assert!(!runs(pid));
+    assert!(!state_dir(&host).exists());
+}
+
+#[tokio::test]
+async fn a_vm_that_ends_before_its_agent_is_ready_says_why_and_leaves_nothing() {
+    for (mode, reason) in [
+        (Mode::Panics, "guest kernel panic: attempted to kill init"),
+        (Mode::Exits, "VMM failure: exited with status 3"),
+        (Mode::Babbles, "VMM failure: sent an invalid message"),
+        (Mode::IsKilled, "VMM failure: killed by SIGKILL (the host's OOM killer?)"),
+    ] {
+        let host = Host::new(mode);
+        let error = Pod::start(pod_config(&host)).await.unwrap_err();
+        assert!(matches!(error, PodError::Ended(_)), "{mode:?}: {error:?}");
+        assert!(error.to_string().contains(reason), "{mode:?}: {error}");
+        assert!(!state_dir(&host).exists(), "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_vmm_or_kernel_is_named_and_leaves_nothing() {
+    let host = Host::new(Mode::Good);
+    for name in ["kernel", "vmm"] {
+        let path = host.path().join(name);
+        std::fs::remove_file(&path).unwrap();
+        let error = Pod::start(pod_config(&host)).await.unwrap_err();
+        let text = crate::text::chain(&error);
+        assert!(text.contains(path.to_str().unwrap()) && text.contains("No such file"), "{text}");
+        assert!(!state_dir(&host).exists());
+        std::fs::write(&path, "").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn wait_ends_with_the_vm_whatever_kills_it() {
+    let host = Host::new(Mode::Good);
+    let before = SystemTime::now();
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    process.start().await.unwrap();
+    let vmm = nix::unistd::Pid::from_raw(pod.vmm_pid());
+    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let Exit { code, at, oom } = process.wait().await;
+    assert_eq!((code, oom), (137, false));
+    assert!(at >= before && at <= SystemTime::now());
+    assert!(matches!(pod.ended().await, ExitReason::Failure(reason) if reason.contains("SIGKILL")));
+
+    assert!(matches!(process.start().await, Err(PodError::Precondition(_))));
+    assert!(matches!(pod.create_container(container_config(&host, "c2")).await, Err(PodError::Ended(_))));
+    pod.delete_container("c1").await.unwrap();
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_closes_its_connection_takes_the_pod_with_it() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) =
+        Pod::start_with(pod_config(&host), container_config(&host, "lose-agent")).await.unwrap();
+    let error = process.start().await.unwrap_err();
+    assert!(error.to_string().contains("agent closed its connection"), "{error}");
+    assert_eq!(process.wait().await.code, 137);
+    assert!(!runs(pod.vmm_pid()));
+}
+
+#[tokio::test]
+async fn several_containers_are_created_at_once_and_no_id_twice() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    let create = |id| pod.create_container(container_config(&host, id));
+    let (a, b, c) = tokio::join!(create("c1"), create("c2"), create("c1"));
+    assert!(b.is_ok());
+    assert_eq!([a, c].into_iter().filter(Result::is_ok).count(), 1);
+    assert!(matches!(create("c2").await, Err(PodError::Exists(_))));
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().containers.len(), 2);
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_fails_gives_its_id_back() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    for _ in 0..2 {
+        let error = pod.create_container(container_config(&host, "no-program")).await.unwrap_err();
+        assert!(
+            matches!(&error, PodError::Invalid(text) if text == "exec /nope: no such file  [31m"),
+            "{error:?}"
+        );
+    }
+    assert!(PodState::read(&state_dir(&host)).unwrap().containers.is_empty());
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_extent_fails_the_container_with_the_vmms_reason() {
+    let host = Host::new(Mode::RefusesExtents);
+    let pod = start(&host).await;
+    let error = pod.create_container(container_config(&host, "c1")).await.unwrap_err();
+    assert_eq!(error.to_string(), "the VMM cannot add a file to the image disk: the disk is full");
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_that_cannot_be_true_are_errors() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    let error = pod.create_container(container_config(&host, "pid-0")).await.unwrap_err();
+    assert!(error.to_string().contains("impossible pid"), "{error}");
+
+    let process = pod.create_container(container_config(&host, "exit-999")).await.unwrap();
+    process.start().await.unwrap();
+    process.signal(9, false).await.unwrap();
+    assert_eq!(process.wait().await.code, 255);
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exit_is_dated_by_the_hosts_clock() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    process.signal(9, true).await.unwrap();
+    assert!(process.wait().await.at <= SystemTime::now());
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn each_state_takes_only_its_own_requests() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    let oci_process = container_config(&host, "c1").spec.process().clone().unwrap();
+    let exec = async |container: &'static str, id: &'static str| {
+        pod.exec(container, id, &oci_process, Stdio::default()).await
+    };
+    assert!(matches!(exec("c1", "e1").await, Err(PodError::Precondition(_))), "not started");
+    assert!(matches!(exec("c9", "e1").await, Err(PodError::NotFound(_))));
+    process.start().await.unwrap();
+    assert!(matches!(process.start().await, Err(PodError::Precondition(_))), "started");
+    assert!(matches!(pod.delete_container("c1").await, Err(PodError::Precondition(_))), "running");
+    assert!(matches!(exec("c1", "../e").await, Err(PodError::Invalid(_))));
+    assert_eq!(exec("c1", "e1").await.unwrap().pid(), PID + 1);
+    process.signal(9, false).await.unwrap();
+    process.wait().await;
+    assert!(matches!(process.signal(9, false).await, Err(PodError::NotFound(_))), "ended");
+    assert!(matches!(exec("c1", "e2").await, Err(PodError::Precondition(_))), "ended");
+    pod.delete_container("c1").await.unwrap();
+    assert!(matches!(pod.delete_container("c1").await, Err(PodError::NotFound(_))));
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_was_never_started_is_killed_when_deleted() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    pod.delete_container("c1").await.unwrap();
+    assert_eq!(process.wait().await.code, 137);
+    assert!(host.calls().iter().any(|call| call == "signal c1 9 all=true"));
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_start_can_be_tried_again() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) =
+        Pod::start_with(pod_config(&host), container_config(&host, "no-start")).await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(process.start().await, Err(PodError::Agent(_))));
+    }
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn shutdown_goes_from_the_agent_to_the_vmm_to_force() {
+    for (mode, reason) in
+        [(Mode::HangsOnShutdown, ExitReason::Stopped), (Mode::Immortal, ExitReason::Stopped)]
+    {
+        let host = Host::new(mode);
+        let pod = start(&host).await;
+        let began = std::time::Instant::now();
+        assert_eq!(pod.shutdown().await.unwrap(), reason, "{mode:?}");
+        assert!(began.elapsed() < Duration::from_secs(5), "{mode:?}");
+        assert!(!runs(pod.vmm_pid()) && !state_dir(&host).exists(), "{mode:?}");
+        assert_eq!(host.calls().iter().any(|call| call == "stop"), mode == Mode::HangsOnShutdown);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_whose_first_container_is_refused_leaves_nothing() {
+    let host = Host::new(Mode::Good);
+    let mut container = container_config(&host, "c1");
+    container.rootfs = Rootfs::Mounts(Vec::new());
+    let error = Pod::start_with(pod_config(&host), container).await.unwrap_err();
+    assert!(matches!(error, PodError::Invalid(_)), "{error:?}");
+    assert!(!state_dir(&host).exists());
+    assert!(!Path::new(&host.settings().state_dir.join("n/p1")).exists());
+}
+
+mod agent {
+    use super::*;
+    use crate::agent::AgentError;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_agent_is_an_error_after_the_deadline() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let silent = crate::fake::silent(theirs);
+        let error = Agent::new(ours).start("c1").await.unwrap_err();
+        assert!(matches!(error, AgentError::Timeout("Start")), "{error:?}");
+        silent.abort();
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_lost_and_not_a_deadline() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = Agent::new(ours).start("c1").await.unwrap_err();
+        assert!(matches!(error, AgentError::Lost("Start", _)), "{error:?}");
+    }
+}

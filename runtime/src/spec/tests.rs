@@ -1,1 +1,209 @@
+use std::fs;
 
+use serde_json::{Value, json};
+
+use super::*;
+
+fn base() -> Value {
+    json!({
+        "ociVersion": "1.1.0",
+        "root": { "path": "rootfs", "readonly": true },
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/", "apparmorProfile": "p" },
+        "mounts": [],
+        "linux": { "namespaces": [
+            { "type": "network" }, { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }, { "type": "uts" },
+            { "type": "cgroup" },
+        ] },
+    })
+}
+
+/// The base spec with the value at a JSON pointer replaced or added.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = base();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    spec.pointer_mut(parent).unwrap()[key] = value;
+    spec
+}
+
+fn rewrite_in(spec: Value, bundle: &Path) -> Result<(oci::Spec, Volumes), SpecError> {
+    rewrite(serde_json::from_value(spec).unwrap(), "/g", bundle)
+}
+
+fn rewritten(spec: Value) -> Value {
+    serde_json::to_value(rewrite_in(spec, Path::new("/b")).unwrap().0).unwrap()
+}
+
+fn refusal(spec: Value) -> String {
+    rewrite_in(spec, Path::new("/b")).unwrap_err().to_string()
+}
+
+#[test]
+fn the_root_is_the_guests_and_host_security_modules_are_left_out() {
+    let spec = rewritten(base());
+    assert_eq!(spec["root"], json!({ "path": "/g/rootfs", "readonly": true }));
+    assert!(spec["process"].get("apparmorProfile").is_none());
+}
+
+#[test]
+fn what_a_vm_cannot_give_is_refused_by_field() {
+    let namespaces = |without: &str| {
+        let all = base()["linux"]["namespaces"].as_array().unwrap().clone();
+        with("/linux/namespaces", all.into_iter().filter(|entry| entry["type"] != without).collect())
+    };
+    let mut no_root = base();
+    no_root.as_object_mut().unwrap().remove("root");
+    let mapping = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+    let device = |path: &str, major: i64| json!([{ "path": path, "type": "c", "major": major, "minor": 0 }]);
+    let hook = json!({ "startContainer": [{ "path": "/h" }] });
+    let throttle = json!({ "blockIO": { "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 1 }] } });
+    let user = json!([{ "type": "network" }, { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }, { "type": "user" }]);
+    for (spec, field) in [
+        (no_root, "root: missing"),
+        (with("/process/args", json!([])), "process.args: empty"),
+        (with("/process/cwd", json!("x")), "process.cwd"),
+        (namespaces("network"), "linux.namespaces[network]: missing, which asks for the host's network"),
+        (namespaces("pid"), "linux.namespaces[pid]"),
+        (namespaces("ipc"), "linux.namespaces[ipc]"),
+        (namespaces("mount"), "linux.namespaces[mount]"),
+        (with("/linux/namespaces", user), "linux.namespaces[user]"),
+        (with("/linux/uidMappings", mapping), "linux.uidMappings"),
+        (with("/linux/devices", device("/dev/sda", 8)), "linux.devices (/dev/sda)"),
+        (with("/hooks", hook), "hooks.startContainer"),
+        (with("/linux/resources", throttle), "linux.resources.blockIO"),
+        (with("/linux/intelRdt", json!({})), "linux.intelRdt"),
+    ] {
+        let error = refusal(spec);
+        assert!(error.starts_with(field), "{error} does not name {field}");
+    }
+}
+
+#[test]
+fn every_guest_has_the_standard_devices() {
+    let null = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
+                      { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 }]);
+    rewritten(with("/linux/devices", null));
+    let block = json!([{ "path": "/dev/null", "type": "b", "major": 1, "minor": 3 }]);
+    assert!(refusal(with("/linux/devices", block)).starts_with("linux.devices"));
+}
+
+#[test]
+fn shared_namespaces_keep_a_path_that_is_not_the_hosts() {
+    let own = std::process::id();
+    let spec = rewritten(with(
+        "/linux/namespaces",
+        json!([
+            { "type": "network", "path": "/var/run/netns/cni-1" },
+            { "type": "pid", "path": format!("/proc/{own}/ns/pid") },
+            { "type": "ipc", "path": "/var/run/ipcns/1" },
+            { "type": "uts", "path": "" },
+            { "type": "mount" },
+        ]),
+    ));
+    let expected = json!([
+        { "type": "pid", "path": "/proc/1/ns/pid" },
+        { "type": "ipc", "path": "/proc/1/ns/ipc" },
+        { "type": "uts" },
+        { "type": "mount" },
+    ]);
+    assert_eq!(spec["linux"]["namespaces"], expected);
+}
+
+#[test]
+fn namespaces_of_other_processes_are_refused() {
+    for (typ, path) in [("pid", "/proc/1/ns/pid"), ("mount", "/proc/self/ns/mnt"), ("time", "/x")] {
+        let mut spec = base();
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|entry| entry["type"] != typ);
+        namespaces.push(json!({ "type": typ, "path": path }));
+        let error = refusal(spec);
+        assert!(error.starts_with("linux.namespaces[") && error.contains(path), "{error}");
+    }
+}
+
+#[test]
+fn host_numbers_are_dropped_from_resources_and_limits_are_kept() {
+    let spec = rewritten(with(
+        "/linux/resources",
+        json!({
+            "cpu": { "quota": 5, "period": 10, "cpus": "0-63", "mems": "1" },
+            "memory": { "limit": 7 },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
+        }),
+    ));
+    let expected = json!({ "cpu": { "quota": 5, "period": 10 }, "memory": { "limit": 7 } });
+    assert_eq!(spec["linux"]["resources"], expected);
+    let huge = json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 2097152 }] });
+    assert!(refusal(with("/linux/resources", huge)).starts_with("linux.resources.hugepageLimits (2MB)"));
+}
+
+fn mounts(entries: Value, bundle: &Path) -> Result<(Value, Volumes), SpecError> {
+    let (spec, volumes) = rewrite_in(with("/mounts", entries), bundle)?;
+    Ok((serde_json::to_value(spec).unwrap()["mounts"].clone(), volumes))
+}
+
+#[test]
+fn the_guests_own_file_systems_stay_and_do_not_propagate() {
+    let entries = json!([
+        { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "rslave"] },
+        { "destination": "/dev/shm", "type": "bind", "source": "/var/lib/x/shm", "options": ["rbind", "rprivate", "rw"] },
+        { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" },
+    ]);
+    let (mounts, volumes) = mounts(entries, Path::new("/b")).unwrap();
+    assert_eq!(mounts[0]["options"], json!(["nosuid"]));
+    assert_eq!(mounts[1]["source"], "/dev/shm");
+    assert_eq!(mounts[1]["options"], json!(["rbind", "rw"]));
+    assert!(volumes.files.is_empty() && volumes.directories.is_empty());
+}
+
+#[test]
+fn small_files_come_by_value_and_read_only_directories_packed() {
+    let bundle = tempfile::tempdir().unwrap();
+    fs::write(bundle.path().join("hosts"), "127.0.0.1 x").unwrap();
+    fs::create_dir(bundle.path().join("data")).unwrap();
+    let data = bundle.path().join("data");
+    let entries = json!([
+        { "destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "rprivate", "rw"] },
+        { "destination": "/data", "source": data, "options": ["rbind", "ro"] },
+    ]);
+    let (mounts, volumes) = mounts(entries, bundle.path()).unwrap();
+    assert_eq!(mounts[0]["source"], "/g/files/0");
+    assert_eq!(
+        (mounts[1]["source"].as_str(), mounts[1]["type"].as_str()),
+        (Some("/g/binds/0"), Some("bind"))
+    );
+    let file = &volumes.files[0];
+    assert_eq!((file.path.as_str(), file.data.as_slice()), ("/g/files/0", &b"127.0.0.1 x"[..]));
+    assert_eq!(file.mode & 0o600, 0o600);
+    assert_eq!(volumes.directories, [Directory { source: data, target: "/g/binds/0".into() }]);
+}
+
+#[test]
+fn mounts_that_need_the_host_are_refused_by_number_and_place() {
+    let bundle = tempfile::tempdir().unwrap();
+    let path = |name: &str| bundle.path().join(name);
+    fs::write(path("large"), vec![0; 1024 * 1024 + 1]).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    for (source, options, words) in [
+        (bundle.path().to_owned(), json!(["rbind", "rw"]), "can't be mounted writable"),
+        (path("none"), json!(["bind", "ro"]), "cannot read"),
+        (path("large"), json!(["bind"]), "larger than 1 MiB"),
+        (path("socket"), json!(["bind"]), "a socket of the host"),
+        ("/dev/null".into(), json!(["bind"]), "a device of the host"),
+    ] {
+        let entry = json!([{ "destination": "/x", "type": "bind", "source": source, "options": options }]);
+        let error = mounts(entry, bundle.path()).unwrap_err().to_string();
+        assert!(error.starts_with("mounts[0] (/x): ") && error.contains(words), "{error} has no {words}");
+    }
+    let nfs = json!([{ "destination": "/x", "type": "nfs", "source": "a:/b" }]);
+    assert!(mounts(nfs, bundle.path()).unwrap_err().to_string().contains("\"nfs\" is not supported"));
+}
+
+#[test]
+fn many_files_do_not_exceed_a_message() {
+    let bundle = tempfile::tempdir().unwrap();
+    fs::write(bundle.path().join("f"), vec![0; 1024 * 1024]).unwrap();
+    let entry = |n: usize| json!({ "destination": format!("/{n}"), "type": "bind", "source": "f" });
+    mounts(json!([entry(0), entry(1)]), bundle.path()).unwrap();
+    let error = mounts(json!([entry(0), entry(1), entry(2)]), bundle.path()).unwrap_err().to_string();
+    assert!(error.starts_with("mounts[2] (/2): ") && error.contains("exceed"), "{error}");
+}

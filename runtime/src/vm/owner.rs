@@ -9,13 +9,13 @@ use std::time::SystemTime;
 
 use monohull_protocol::RPC_PORT;
 use monohull_vmm::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use monohull_vmm::client::Vmm;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::client::Vmm;
 use super::{Command, Ended};
 use crate::timeline::Timeline;
 use crate::{sys, text};

@@ -1,0 +1,363 @@
+//! A VMM and an agent for tests, in a process of their own: this test binary, run again. It does what the real ones do
+//! at their interfaces, notes what it is asked, and misbehaves on request.
+#![allow(unsafe_code)] // Taking over descriptor 3, see `control`.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use monohull_protocol::{RPC_PORT, agent as proto, agent_ttrpc};
+use monohull_vmm::api::{
+    Action, CONTROL_FD, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, SECTOR, VmConfig,
+};
+use monohull_vmm::ipc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use ttrpc::r#async::TtrpcContext;
+use ttrpc::r#async::transport::{Listener, Socket};
+
+use crate::settings::Settings;
+
+/// Guest pid of the init process of any container.
+pub(crate) const PID: u32 = 7;
+
+/// How the fake VMM behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As it should.
+    Good,
+    /// The guest's kernel panics before the agent connects.
+    Panics,
+    /// The VMM exits with status 3 at once, without a word.
+    Exits,
+    /// The VMM sends something that is no message.
+    Babbles,
+    /// The VMM is killed when the sandbox is to be created.
+    IsKilled,
+    /// The agent does not answer to Shutdown.
+    HangsOnShutdown,
+    /// Neither agent nor VMM end when they are told to.
+    Immortal,
+    /// The VMM refuses every extent.
+    RefusesExtents,
+}
+
+const MODES: [Mode; 8] = [
+    Mode::Good,
+    Mode::Panics,
+    Mode::Exits,
+    Mode::Babbles,
+    Mode::IsKilled,
+    Mode::HangsOnShutdown,
+    Mode::Immortal,
+    Mode::RefusesExtents,
+];
+
+/// The files of a host whose VMM is fake.
+pub(crate) struct Host {
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    pub(crate) fn new(mode: Mode) -> Self {
+        let host = Self { dir: tempfile::tempdir().unwrap() };
+        let (exe, dir) = (std::env::current_exe().unwrap(), host.path().display());
+        let script = format!(
+            "#!/bin/sh\nFAKE_MODE={mode:?} FAKE_DIR={dir} exec {} --exact fake::process --ignored --nocapture\n",
+            exe.display()
+        );
+        fs::write(host.path().join("vmm"), script).unwrap();
+        fs::set_permissions(host.path().join("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(host.path().join("kernel"), "").unwrap();
+        fs::create_dir(host.path().join("root")).unwrap();
+        fs::write(host.path().join("root/file"), "content").unwrap();
+        host
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            vmm: self.path().join("vmm"),
+            kernel: self.path().join("kernel"),
+            initramfs: self.path().join("kernel"),
+            state_dir: self.path().join("state"),
+            scratch_dir: self.path().join("scratch"),
+            ..Settings::default()
+        }
+    }
+
+    /// What the fakes were asked, in order: the request's name and what matters of it.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        fs::read_to_string(self.path().join("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+/// Not a test: the fake VMM's main function.
+#[test]
+#[ignore = "the fake VMM's process, started by other tests"]
+fn process() {
+    let Some(mode) = std::env::var("FAKE_MODE").ok() else { return };
+    let mode = MODES.into_iter().find(|known| format!("{known:?}") == mode).unwrap();
+    let dir = PathBuf::from(std::env::var("FAKE_DIR").unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(Fake::serve(mode, dir));
+}
+
+struct Fake {
+    mode: Mode,
+    dir: PathBuf,
+    control: OwnedFd,
+    streams: Mutex<HashMap<String, UnixStream>>,
+    /// Exit codes by container and exec id; a process without one runs.
+    exits: watch::Sender<HashMap<(String, String), u32>>,
+    /// Told when the agent's connection shall close while the VM goes on.
+    lose_agent: tokio::sync::Notify,
+}
+
+impl Fake {
+    async fn serve(mode: Mode, dir: PathBuf) {
+        // SAFETY: the owner put the control socket there before this process's first instruction; nothing else uses it.
+        let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
+        let (config, fds) = ipc::receive::<VmConfig>(control.as_fd()).unwrap().unwrap();
+        let vsock = config.fds.iter().position(|role| *role == FdRole::Vsock).unwrap();
+        let vsock = std::os::unix::net::UnixListener::from(fds.into_iter().nth(vsock).unwrap());
+        vsock.set_nonblocking(true).unwrap();
+        let vsock = UnixListener::from_std(vsock).unwrap();
+        let fake = Arc::new(Self {
+            mode,
+            dir,
+            control,
+            streams: Mutex::default(),
+            exits: watch::Sender::default(),
+            lose_agent: tokio::sync::Notify::new(),
+        });
+        fake.note(&format!("boot {} nics={} cpus={}", config.name, config.nics, config.vcpus));
+        match mode {
+            Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
+            Mode::Exits => std::process::exit(3),
+            Mode::Babbles => {
+                ipc::send(fake.control.as_fd(), &"babble", &[]).unwrap();
+                std::future::pending::<()>().await;
+            }
+            _ => {}
+        }
+        fake.send(FromVmm::Event(Event::Started { marks: vec![("vcpus run".into(), 1)] }), &[]);
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = UnixStream::from_std(ours).unwrap();
+        // A connection to a port of no meaning comes first; the host has to close it.
+        let (stray, stray_theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        fake.send(FromVmm::Event(Event::GuestConnected { port: 99 }), &[stray_theirs.into()]);
+        fake.send(FromVmm::Event(Event::GuestConnected { port: RPC_PORT }), &[theirs.into()]);
+        let incoming = futures_util::stream::iter([Ok(ours)]);
+        let incoming = futures_util::StreamExt::chain(incoming, futures_util::stream::pending());
+        let mut server = ttrpc::r#async::Server::new()
+            .add_listener(Listener::new(incoming))
+            .register_service(agent_ttrpc::create_agent(fake.clone()));
+        server.start().await.unwrap();
+        let requests = fake.clone();
+        std::thread::spawn(move || requests.serve_requests());
+        tokio::select! {
+            () = fake.serve_streams(vsock) => {}
+            () = fake.lose_agent.notified() => {
+                server.disconnect().await;
+                std::future::pending::<()>().await;
+            }
+        }
+        drop(stray);
+    }
+
+    fn note(&self, call: &str) {
+        let mut calls = File::options().append(true).create(true).open(self.dir.join("calls")).unwrap();
+        calls.write_all(format!("{call}\n").as_bytes()).unwrap();
+    }
+
+    fn send(&self, message: FromVmm, fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        ipc::send(self.control.as_fd(), &message, &fds).unwrap();
+    }
+
+    fn exit(&self, reason: ExitReason) {
+        self.send(FromVmm::Event(Event::Exited { reason }), &[]);
+        std::process::exit(0);
+    }
+
+    fn serve_requests(&self) {
+        let mut sectors = 0;
+        while let Ok(Some((request, fds))) = ipc::receive::<Request>(self.control.as_fd()) {
+            let result = match request.action {
+                Action::AddExtent { .. } if self.mode == Mode::RefusesExtents => {
+                    Err("the disk is full".into())
+                }
+                Action::AddExtent { read_only } => {
+                    let size = File::from(fds.into_iter().next().unwrap()).metadata().unwrap().len() / SECTOR;
+                    self.note(&format!("extent at {sectors} read_only={read_only}"));
+                    sectors += size;
+                    Ok(Done::ExtentAdded { start: sectors - size, sectors: size })
+                }
+                Action::Stop if self.mode == Mode::Immortal => continue,
+                Action::Stop => {
+                    self.note("stop");
+                    self.exit(ExitReason::Stopped);
+                    return;
+                }
+                other => {
+                    self.note(&format!("{other:?}"));
+                    Ok(Done::Ok)
+                }
+            };
+            self.send(FromVmm::Reply(Reply { id: request.id, result }), &[]);
+        }
+        std::process::exit(0);
+    }
+
+    async fn serve_streams(&self, vsock: UnixListener) {
+        loop {
+            let (mut stream, _) = vsock.accept().await.unwrap();
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                line.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"OK 1\n").await.unwrap();
+            let length = stream.read_u8().await.unwrap();
+            let mut name = vec![0; length.into()];
+            stream.read_exact(&mut name).await.unwrap();
+            self.streams.lock().unwrap().insert(String::from_utf8(name).unwrap(), stream);
+        }
+    }
+
+    /// A process writes its container's id to its standard output.
+    async fn greet(&self, stdio: Option<&proto::Stdio>, text: &str) {
+        let name = stdio.map(|stdio| stdio.stdout.clone()).unwrap_or_default();
+        let stream = self.streams.lock().unwrap().remove(&name);
+        if let Some(mut stream) = stream {
+            // The host may have given up.
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
+    }
+}
+
+fn refuse<T>(code: ttrpc::Code, message: &str) -> ttrpc::Result<T> {
+    Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)))
+}
+
+#[async_trait]
+impl agent_ttrpc::Agent for Fake {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: proto::CreateSandboxRequest,
+    ) -> ttrpc::Result<proto::CreateSandboxResponse> {
+        if self.mode == Mode::IsKilled {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        let random = request.entropy.iter().any(|byte| *byte != 0);
+        self.note(&format!("sandbox {} entropy={} random={random}", request.hostname, request.entropy.len()));
+        Ok(proto::CreateSandboxResponse { agent_start_us: 10, agent_ready_us: 20, ..Default::default() })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::CreateContainerRequest,
+    ) -> ttrpc::Result<proto::CreateProcessResponse> {
+        let types: Vec<_> = request.storages.iter().map(|storage| storage.fstype.as_str()).collect();
+        self.note(&format!("container {} {} files={}", request.id, types.join("+"), request.files.len()));
+        let pid = match request.id.as_str() {
+            "no-program" => {
+                return refuse(ttrpc::Code::INVALID_ARGUMENT, "exec /nope: no such file\n\x1b[31m");
+            }
+            "pid-0" => 0,
+            _ => PID,
+        };
+        self.greet(request.stdio.as_ref(), &request.id).await;
+        Ok(proto::CreateProcessResponse { pid, ..Default::default() })
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ExecRequest,
+    ) -> ttrpc::Result<proto::CreateProcessResponse> {
+        self.note(&format!("exec {} {}", request.container_id, request.exec_id));
+        Ok(proto::CreateProcessResponse { pid: PID + 1, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: proto::ContainerRequest) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("start {}", request.container_id));
+        if request.container_id == "no-start" {
+            return refuse(ttrpc::Code::INTERNAL, "no");
+        }
+        if request.container_id == "lose-agent" {
+            self.lose_agent.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Ok(proto::Empty::new())
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: proto::SignalRequest) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("signal {} {} all={}", request.container_id, request.signal, request.all));
+        let code = if request.container_id == "exit-999" { 999 } else { 128 + request.signal };
+        self.exits.send_modify(|exits| {
+            exits.insert((request.container_id, request.exec_id), code);
+        });
+        Ok(proto::Empty::new())
+    }
+
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ProcessRequest,
+    ) -> ttrpc::Result<proto::WaitResponse> {
+        let key = (request.container_id, request.exec_id);
+        let mut exits = self.exits.subscribe();
+        let exit_code = exits.wait_for(|exits| exits.contains_key(&key)).await.unwrap()[&key];
+        // A guest whose clock is far off.
+        Ok(proto::WaitResponse { exit_code, exited_at_ns: u64::MAX, ..Default::default() })
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        _: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::ListProcessesResponse> {
+        let process = proto::ProcessInfo { pid: PID, ..Default::default() };
+        Ok(proto::ListProcessesResponse { processes: vec![process], ..Default::default() })
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("delete {}", request.container_id));
+        Ok(proto::Empty::new())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("shutdown");
+        match self.mode {
+            Mode::HangsOnShutdown | Mode::Immortal => std::future::pending().await,
+            _ => self.exit(ExitReason::GuestShutdown),
+        }
+        Ok(proto::Empty::new())
+    }
+}
+
+/// An agent on the other end of `stream` that takes requests and never answers.
+pub(crate) fn silent(stream: UnixStream) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut stream = Socket::new(stream);
+        let mut buffer = [0; 1024];
+        while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+    })
+}
