@@ -173,15 +173,7 @@ impl Layer<'_> {
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 attributes.make_node(parent, name, kind)?;
             }
-            _ => {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let mut file =
-                    File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
-                io::copy(entry, &mut file)?;
-                attributes.set(file.as_fd())?;
-                rustix::fs::futimens(&file, &attributes.times())?;
-            }
+            _ => make_file(parent, name, entry, attributes)?,
         }
         self.own.add(parent, name)
     }
@@ -322,6 +314,19 @@ fn inside(name: &[u8]) -> Result<PathBuf, LayerError> {
         }
     }
     Ok(path)
+}
+
+fn make_file(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    contents: &mut dyn Read,
+    attributes: &Attributes,
+) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
+    io::copy(contents, &mut file)?;
+    attributes.set(file.as_fd())?;
+    Ok(rustix::fs::futimens(&file, &attributes.times())?)
 }
 
 fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<rustix::fd::OwnedFd> {

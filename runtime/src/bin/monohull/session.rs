@@ -1,5 +1,7 @@
 //! One container from its pod's start to its end: streams, signals, terminal, exit code.
 
+use std::os::fd::AsFd;
+
 use futures_util::FutureExt;
 use monohull_runtime::pod::{ContainerConfig, Pod, PodConfig, PodError};
 use monohull_runtime::process::{Exit, Process};
@@ -56,9 +58,10 @@ pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, F
 async fn attend(process: &Process, terminal: bool, signals: &mut Signals) -> Result<u8, Failure> {
     let streams = process.take_streams();
     let raw = match streams::on_terminal() {
-        (true, _) if terminal => {
-            Some(Raw::enter().map_err(|e| Failure::of("cannot set the terminal up", &e))?)
-        }
+        (true, _) if terminal => Some(
+            Raw::enter(std::io::stdin().as_fd())
+                .map_err(|e| Failure::of("cannot set the terminal up", &e))?,
+        ),
         _ => None,
     };
     process.start().await.map_err(|e| start_failure(&e))?;
