@@ -9,7 +9,7 @@ payload_size=2G
 # emulator MODE IMAGE INITRAMFS DIR [ARG…]: becomes QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs,
 # payload.erofs and the FIFOs control.in and control.out, and receives console.log, output and results.
 #
-# SVM is the only nested virtualisation QEMU emulates. EPYC with nested paging, on q35, is what was found to
+# SVM is the only nested virtualization QEMU emulates. EPYC with nested paging, on q35, is what was found to
 # boot reliably and quickest (without nested paging a guest's boot takes four times as long).
 emulator() {
     local mode=$1 image=$2 initramfs=$3 dir=$4

@@ -1,0 +1,93 @@
+# Everything there is to do with this tree; `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit \
+	e2e shimtest bench host-shell clean
+
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+
+RELEASE := target/x86_64-unknown-linux-gnu/release
+DEBUG := target/x86_64-unknown-linux-gnu/debug
+# The installed layout, and the tests' programs.
+ROOT := build/root
+TESTS := build/tests
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install the Debian packages this machine lacks; asks nothing
+	@tests/tools/setup
+
+kernel: ## Build the guest kernel (10 to 20 minutes on two cores, then cached) and print its size
+	@kernel-config/build > /dev/null
+
+kernel-cost: build build-tests ## Count the instructions from the start of a pod to its agent
+	@tests/run --icount bench instructions
+
+build: kernel ## Build Monohull into build/root, as it will be installed; debug symbols go to build/debug
+	@cargo build --release --locked -p containerd-shim-monohull -p monohull-agent -p monohull-initramfs \
+		-p monohull-runtime -p monohull-vmm
+	@mkdir -p build/debug $(ROOT)/usr/local/bin $(ROOT)/usr/libexec/monohull $(ROOT)/usr/share/monohull
+	@tests/tools/strip $(RELEASE)/containerd-shim-monohull-v2 $(ROOT)/usr/local/bin
+	@tests/tools/strip $(RELEASE)/monohull $(ROOT)/usr/local/bin
+	@tests/tools/strip $(RELEASE)/monohull-vmm $(ROOT)/usr/libexec/monohull
+	@tests/tools/strip $(RELEASE)/monohull-agent build
+	@$(RELEASE)/monohull-initramfs --agent build/monohull-agent --output $(ROOT)/usr/share/monohull/initramfs.cpio
+	@install -m 644 "$$(kernel-config/build --print-path)" $(ROOT)/usr/share/monohull/vmlinux
+	@cd $(ROOT) && find . -type f -printf '  %9s bytes  /%P\n'
+
+build-tests: ## Build the end-to-end tests and benchmarks into build/tests
+	@mkdir -p $(TESTS)
+	@cargo build --locked -p monohull-tests --bins
+	@cargo test --locked -p monohull-tests --no-run
+	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
+		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
+	@install $(DEBUG)/monohull-bench $(TESTS)/
+	@cargo build --release --locked -q -p monohull-initramfs
+	@$(RELEASE)/monohull-initramfs --agent $(DEBUG)/reboot-init --output $(TESTS)/reboot.cpio
+	@tests/make-image $(TESTS)/busybox.tar
+
+install: ## Install what `make build` made below DESTDIR (default: this machine)
+	@test -d $(ROOT) || { echo "nothing is built: run 'make build' first" >&2; exit 1; }
+	cp -a --no-preserve=ownership $(ROOT)/. $(DESTDIR)/
+
+demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
+	@tests/run demo
+
+test: setup check unit e2e shimtest ## Everything CI runs
+
+check: fmt lint deny shellcheck ## Formatting, lints, dependencies, shell scripts
+
+fmt:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny:
+	@tests/tools/deny
+
+shellcheck:
+	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh .ci/run
+
+unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
+	cargo test --workspace --exclude monohull-tests --locked
+
+e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
+	@tests/run e2e $(FILTER)
+
+shimtest: build ## containerd's conformance suite for shims, in the test host
+	@tests/run shimtest
+
+bench: build build-tests ## The README's tables, in the test host
+	@tests/run bench
+
+host-shell: ## A shell in the test host, with everything installed that is built
+	@tests/run shell
+
+clean: ## Remove what was built here; caches in ~/.cache/monohull stay
+	rm -rf build
+	cargo clean
