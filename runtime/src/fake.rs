@@ -15,7 +15,7 @@ use monohull_protocol::{RPC_PORT, agent as proto, agent_ttrpc};
 use monohull_vmm::api::{
     Action, CONTROL_FD, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, SECTOR, VmConfig,
 };
-use monohull_vmm::ipc;
+use monohull_vmm::ipc::Channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -115,7 +115,7 @@ fn process() {
 struct Fake {
     mode: Mode,
     dir: PathBuf,
-    control: OwnedFd,
+    control: Channel,
     streams: Mutex<HashMap<String, UnixStream>>,
     /// Exit codes by container and exec id; a process without one runs.
     exits: watch::Sender<HashMap<(String, String), u32>>,
@@ -126,8 +126,8 @@ struct Fake {
 impl Fake {
     async fn serve(mode: Mode, dir: PathBuf) {
         // SAFETY: the owner put the control socket there before this process's first instruction; nothing else uses it.
-        let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-        let (config, fds) = ipc::receive::<VmConfig>(control.as_fd()).unwrap().unwrap();
+        let control = Channel::new(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+        let (config, fds) = control.receive::<VmConfig>().unwrap().unwrap();
         let vsock = config.fds.iter().position(|role| *role == FdRole::Vsock).unwrap();
         let vsock = std::os::unix::net::UnixListener::from(fds.into_iter().nth(vsock).unwrap());
         vsock.set_nonblocking(true).unwrap();
@@ -145,7 +145,7 @@ impl Fake {
             Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
             Mode::Exits => std::process::exit(3),
             Mode::Babbles => {
-                ipc::send(fake.control.as_fd(), &"babble", &[]).unwrap();
+                fake.control.send(&"babble", &[]).unwrap();
                 std::future::pending::<()>().await;
             }
             _ => {}
@@ -183,7 +183,7 @@ impl Fake {
 
     fn send(&self, message: FromVmm, fds: &[OwnedFd]) {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        ipc::send(self.control.as_fd(), &message, &fds).unwrap();
+        self.control.send(&message, &fds).unwrap();
     }
 
     fn exit(&self, reason: ExitReason) {
@@ -193,7 +193,7 @@ impl Fake {
 
     fn serve_requests(&self) {
         let mut sectors = 0;
-        while let Ok(Some((request, fds))) = ipc::receive::<Request>(self.control.as_fd()) {
+        while let Ok(Some((request, fds))) = self.control.receive::<Request>() {
             let result = match request.action {
                 Action::AddExtent { .. } if self.mode == Mode::RefusesExtents => {
                     Err("the disk is full".into())
