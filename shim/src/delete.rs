@@ -98,10 +98,13 @@ impl Remains<'_> {
         let socket = address::to_path(&address);
         let serving = !address.is_empty() && address::is_served(socket);
         if serving {
+            // A sandbox stays while its shim serves: other containers may be in it.
+            if bundle::is_sandbox(self.spec.as_ref()) {
+                return;
+            }
             self.delete_from_living_shim(socket).await;
         }
-        // A sandbox stays while its shim serves: other containers may be in it. Else the shim has been told to end.
-        if self.pod == self.args.id && !(serving && bundle::is_sandbox(self.spec.as_ref())) {
+        if self.pod == self.args.id {
             self.delete_pod(socket);
         }
         self.run_owed_hooks().await;
@@ -110,9 +113,6 @@ impl Remains<'_> {
     /// Removes just this container from a pod that lives on, as the shim's own Delete would have; after a normal
     /// end the shim knows nothing of it any more.
     async fn delete_from_living_shim(&self, socket: &Path) {
-        if bundle::is_sandbox(self.spec.as_ref()) {
-            return;
-        }
         match timeout(LIVE_SHIM, delete_container(socket, &self.args.id)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -194,4 +194,88 @@ async fn delete_container(socket: &Path, id: &str) -> Result<(), ttrpc::Error> {
     let _ = task.wait(context(), &WaitRequest { id: id.clone(), ..Default::default() }).await;
     let _ = task.delete(context(), &DeleteRequest { id: id.clone(), ..Default::default() }).await;
     task.shutdown(context(), &ShutdownRequest { id, ..Default::default() }).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// What a shim that was killed has left: bundle, pod directory, socket, and hooks that it owes.
+    struct Crash {
+        root: TempDir,
+        args: Args,
+    }
+
+    impl Crash {
+        fn new(annotations: &serde_json::Value) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let path = |name: &str| root.path().join(name);
+            for dir in ["bundle", "pod"] {
+                fs::create_dir(path(dir)).unwrap();
+            }
+            let script = format!("touch {}", path("poststop").display());
+            let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+            let spec =
+                json!({"ociVersion": "1.2.0", "annotations": annotations, "hooks": {"poststop": [hook]}});
+            fs::write(path("bundle/config.json"), spec.to_string()).unwrap();
+            fs::write(path("bundle").join(bundle::HOOKS_PENDING), "").unwrap();
+            fs::write(path("bundle").join(bundle::ADDRESS), address::to_address(&path("socket"))).unwrap();
+            std::os::unix::fs::symlink(path("pod"), path("bundle").join(bundle::POD_LINK)).unwrap();
+            let args = Args { id: "c1".into(), namespace: "n".into(), ..Args::default() };
+            drop(UnixListener::bind(path("socket")).unwrap());
+            Self { root, args }
+        }
+
+        async fn clean_up(&self) {
+            let bundle = self.root.path().join("bundle");
+            let spec = bundle::read_spec(&bundle).unwrap();
+            let pod = bundle::pod_id(spec.as_ref(), "c1").unwrap();
+            Remains { args: &self.args, bundle, spec, pod }.clean_up().await;
+        }
+
+        /// Which of the pod's directory, its socket and the mark of its hooks exist.
+        fn left(&self) -> [bool; 3] {
+            ["pod", "socket", "poststop"].map(|name| self.root.path().join(name).exists())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_shims_pod_is_removed_and_its_hooks_are_run_once() {
+        let crash = Crash::new(&json!({}));
+        crash.clean_up().await;
+        assert_eq!(crash.left(), [false, false, true]);
+        fs::remove_file(crash.root.path().join("poststop")).unwrap();
+        crash.clean_up().await;
+        assert_eq!(crash.left(), [false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn a_member_leaves_the_pod_alone() {
+        let annotations = json!({
+            "io.kubernetes.cri.sandbox-id": "p1",
+            "io.kubernetes.cri.container-type": "container",
+        });
+        let crash = Crash::new(&annotations);
+        crash.clean_up().await;
+        assert_eq!(crash.left(), [true, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_stays_while_its_shim_serves() {
+        let annotations = json!({
+            "io.kubernetes.cri.sandbox-id": "c1",
+            "io.kubernetes.cri.container-type": "sandbox",
+        });
+        let crash = Crash::new(&annotations);
+        let socket = crash.root.path().join("socket");
+        fs::remove_file(&socket).unwrap();
+        let _shim = UnixListener::bind(&socket).unwrap();
+        crash.clean_up().await;
+        assert_eq!(crash.left(), [true, true, false]);
+    }
 }

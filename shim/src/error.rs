@@ -1,9 +1,9 @@
 //! Errors as containerd sees them: a gRPC status with one line.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use monohull_runtime::pod::PodError;
+pub(crate) use monohull_runtime::text::chain;
 use ttrpc::Code;
 
 use crate::bundle::BundleError;
@@ -65,7 +65,7 @@ impl TaskError {
     fn code(&self) -> Code {
         match self {
             Self::NoContainer | Self::NoProcess(_) | Self::Finished => Code::NOT_FOUND,
-            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::Exists(_) | Self::Pod(PodError::Exists(_)) => Code::ALREADY_EXISTS,
             Self::Precondition(_) => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Bundle(_) | Self::NoSpec(_) | Self::Options(_) => Code::INVALID_ARGUMENT,
             Self::Hook(HookError::Unsupported(_)) | Self::Stdio(IoError::Scheme { .. }) => {
@@ -86,18 +86,6 @@ impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
     }
-}
-
-/// An error and its causes, joined by ": ". No error of ours repeats its source, so this is the only place that does.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

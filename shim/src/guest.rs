@@ -15,23 +15,10 @@ pub(crate) trait Guest: Sized + Send + Sync + 'static {
     type Process: GuestProcess;
 
     fn start(config: PodConfig) -> impl Future<Output = Result<Arc<Self>, PodError>> + Send;
-    /// [`Self::start`] and [`Self::create_container`] as one: both happen, or nothing is left.
     fn start_with(
         config: PodConfig,
         container: ContainerConfig,
-    ) -> impl Future<Output = Result<(Arc<Self>, Self::Process), PodError>> + Send {
-        async move {
-            let pod = Self::start(config).await?;
-            match pod.create_container(container).await {
-                Ok(process) => Ok((pod, process)),
-                Err(error) => {
-                    // The error that matters is the first.
-                    let _ = pod.shutdown().await;
-                    Err(error)
-                }
-            }
-        }
-    }
+    ) -> impl Future<Output = Result<(Arc<Self>, Self::Process), PodError>> + Send;
     fn create_container(
         &self,
         config: ContainerConfig,
@@ -66,6 +53,13 @@ impl Guest for Pod {
 
     async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
         Self::start(config).await
+    }
+
+    async fn start_with(
+        config: PodConfig,
+        container: ContainerConfig,
+    ) -> Result<(Arc<Self>, Process), PodError> {
+        Self::start_with(config, container).await
     }
 
     async fn create_container(&self, config: ContainerConfig) -> Result<Process, PodError> {

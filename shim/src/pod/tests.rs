@@ -10,7 +10,6 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::task::Status;
-use monohull_runtime::pod::PodError;
 use monohull_runtime::process::{Exit, Stdio, Streams};
 use monohull_vmm::api::ExitReason;
 use protobuf::Message;
@@ -102,6 +101,15 @@ impl Guest for FakeGuest {
         let next_pid = AtomicU32::new(100);
         let end = watch::Sender::new(None);
         Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end }))
+    }
+
+    async fn start_with(
+        config: PodConfig,
+        container: ContainerConfig,
+    ) -> Result<(Arc<Self>, FakeProcess), PodError> {
+        let pod = <Self as Guest>::start(config).await?;
+        let process = pod.create_container(container).await?;
+        Ok((pod, process))
     }
 
     async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
