@@ -189,6 +189,12 @@ fn fit_resources(resources: &mut LinuxResources) -> Result<()> {
         }
         None => None,
     };
+    // "No swap" is a swap limit equal to the memory limit; libcontainer skips the 0 that this comes to.
+    if resources.memory().is_some_and(|memory| memory.limit() > Some(0) && memory.swap() == memory.limit()) {
+        let mut unified = resources.unified().clone().unwrap_or_default();
+        unified.entry("memory.swap.max".into()).or_insert_with(|| "0".into());
+        resources.set_unified(Some(unified));
+    }
     // Kubelet sets a limit of 0 for every page size of the host's.
     let huge_pages = resources.hugepage_limits().clone().map(|mut limits| {
         limits.retain(|limit| limit.limit() > 0);
