@@ -92,6 +92,9 @@ fn fit_process(process: &mut Process, terminal: bool) -> Result<()> {
         return Err(Error::Invalid("process.args: nothing to execute".into()));
     }
     process.set_terminal(Some(terminal));
+    // libcontainer takes a false one for a true one when it decides when to install the seccomp filter.
+    let no_new_privileges = process.no_new_privileges().filter(|on| *on);
+    process.set_no_new_privileges(no_new_privileges);
     // No such security modules in the guest, and CPUs of the host.
     process.set_apparmor_profile(None).set_selinux_label(None).set_exec_cpu_affinity(None);
     Ok(())
