@@ -41,9 +41,18 @@ impl Partition {
 #[derive(Debug, Default)]
 pub(crate) struct Disks(Mutex<BTreeMap<u32, Numbers>>);
 
-/// Partition numbers of one disk that are taken. True: its user is gone, but the kernel still had the partition open
-/// when it was to be removed.
-type Numbers = BTreeMap<u8, bool>;
+/// The partitions of one disk by number.
+type Numbers = BTreeMap<u8, Entry>;
+
+/// A partition that exists. The kernel allows no overlap, so containers with the same extent share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    start: u64,
+    sectors: u64,
+    read_only: bool,
+    /// 0: the kernel still had it open when it was to be removed.
+    users: usize,
+}
 
 impl Disks {
     /// Makes a partition for `extent`. The disk's growth is announced by an interrupt that may be a little later than
@@ -62,39 +71,53 @@ impl Disks {
     }
 
     fn make(&self, name: &str, extent: &Extent) -> Result<Partition> {
-        let disk = File::open(format!("/dev/{name}")).doing(|| format!("open disk {name}"))?;
+        let Extent { disk, start, sectors, read_only, .. } = *extent;
         let mut disks = self.lock();
-        let numbers = disks.entry(extent.disk).or_default();
-        let number = free_number(numbers, |stale| sys::delete_partition(&disk, stale).is_ok());
+        let numbers = disks.entry(disk).or_default();
+        let same =
+            |entry: &Entry| (entry.start, entry.sectors, entry.read_only) == (start, sectors, read_only);
+        if let Some((number, entry)) = numbers.iter_mut().find(|(_, entry)| same(entry)) {
+            entry.users += 1;
+            return Ok(Partition { disk, number: *number });
+        }
+        let device = File::open(format!("/dev/{name}")).doing(|| format!("open disk {name}"))?;
+        let number = free_number(numbers, |stale| sys::delete_partition(&device, stale).is_ok());
         let number = number.ok_or_else(|| {
             Error::Precondition(format!("disk {name} has no free partition: {PARTITIONS} extents are in use"))
         })?;
-        sys::add_partition(&disk, number, extent.start * SECTOR, extent.sectors * SECTOR)
+        sys::add_partition(&device, number, start * SECTOR, sectors * SECTOR)
             .doing(|| format!("make partition {number} of {name}"))?;
-        numbers.insert(number, false);
-        let partition = Partition { disk: extent.disk, number };
-        if extent.read_only {
+        numbers.insert(number, Entry { start, sectors, read_only, users: 1 });
+        let partition = Partition { disk, number };
+        drop(disks);
+        if read_only {
             let device = partition.device()?;
-            File::open(&device)
-                .and_then(sys::set_read_only)
-                .doing(|| format!("make {} read-only", device.display()))?;
+            let result = File::open(&device).and_then(sys::set_read_only);
+            if result.is_err() {
+                self.remove(partition)?;
+            }
+            result.doing(|| format!("make {} read-only", device.display()))?;
         }
         Ok(partition)
     }
 
-    /// Removes a partition that is no longer mounted.
+    /// Gives a partition back. With its last user, who must have unmounted it, it is removed.
     pub(crate) fn remove(&self, partition: Partition) -> Result<()> {
         let name = name(partition.disk)?;
-        let disk = File::open(format!("/dev/{name}")).doing(|| format!("open disk {name}"))?;
         let mut disks = self.lock();
         let numbers = disks.entry(partition.disk).or_default();
-        match sys::delete_partition(&disk, partition.number) {
+        let Some(entry) = numbers.get_mut(&partition.number) else { return Ok(()) };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users > 0 {
+            return Ok(());
+        }
+        let device = File::open(format!("/dev/{name}")).doing(|| format!("open disk {name}"))?;
+        match sys::delete_partition(&device, partition.number) {
             Ok(()) => {
                 numbers.remove(&partition.number);
             }
             Err(error) => {
-                kmsg::info(format!("partition {} of {name} is kept for now: {error}", partition.number));
-                numbers.insert(partition.number, true);
+                kmsg::info(format!("partition {} of {name} is kept for now: {error}", partition.number))
             }
         }
         Ok(())
@@ -108,7 +131,7 @@ impl Disks {
 
 /// The lowest number that is free, or that `reclaim` makes free.
 fn free_number(numbers: &mut Numbers, mut reclaim: impl FnMut(u8) -> bool) -> Option<u8> {
-    numbers.retain(|number, stale| !(*stale && reclaim(*number)));
+    numbers.retain(|number, entry| entry.users > 0 || !reclaim(*number));
     (1..=PARTITIONS).find(|number| !numbers.contains_key(number))
 }
 
@@ -150,18 +173,22 @@ async fn grown(disk: &str, end: u64) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn entry(users: usize) -> Entry {
+        Entry { start: 0, sectors: 1, read_only: true, users }
+    }
+
     #[test]
     fn numbers_are_reused_lowest_first() {
-        let mut numbers = Numbers::from([(1, false), (2, true), (3, false)]);
+        let mut numbers = Numbers::from([(1, entry(1)), (2, entry(0)), (3, entry(2))]);
         assert_eq!(free_number(&mut numbers, |_| true), Some(2));
-        assert_eq!(free_number(&mut Numbers::from([(1, true)]), |_| false), Some(2));
+        assert_eq!(free_number(&mut Numbers::from([(1, entry(0))]), |_| false), Some(2));
     }
 
     #[test]
     fn all_255_numbers_can_be_used_and_no_more() {
-        let mut numbers: Numbers = (1..255).map(|number| (number, false)).collect();
+        let mut numbers: Numbers = (1..255).map(|number| (number, entry(1))).collect();
         assert_eq!(free_number(&mut numbers, |_| true), Some(255));
-        numbers.insert(255, false);
+        numbers.insert(255, entry(1));
         assert_eq!(free_number(&mut numbers, |_| true), None);
     }
 

@@ -9,6 +9,8 @@ mod disk;
 mod early;
 mod error;
 mod executable;
+#[cfg(test)]
+mod guest_tests;
 mod helper;
 mod kmsg;
 mod mount;

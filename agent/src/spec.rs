@@ -92,6 +92,9 @@ fn fit_process(process: &mut Process, terminal: bool) -> Result<()> {
         return Err(Error::Invalid("process.args: nothing to execute".into()));
     }
     process.set_terminal(Some(terminal));
+    // libcontainer takes a false one for a true one when it decides when to install the seccomp filter.
+    let no_new_privileges = process.no_new_privileges().filter(|on| *on);
+    process.set_no_new_privileges(no_new_privileges);
     // No such security modules in the guest, and CPUs of the host.
     process.set_apparmor_profile(None).set_selinux_label(None).set_exec_cpu_affinity(None);
     Ok(())
@@ -189,6 +192,12 @@ fn fit_resources(resources: &mut LinuxResources) -> Result<()> {
         }
         None => None,
     };
+    // "No swap" is a swap limit equal to the memory limit; libcontainer skips the 0 that this comes to.
+    if resources.memory().is_some_and(|memory| memory.limit() > Some(0) && memory.swap() == memory.limit()) {
+        let mut unified = resources.unified().clone().unwrap_or_default();
+        unified.entry("memory.swap.max".into()).or_insert_with(|| "0".into());
+        resources.set_unified(Some(unified));
+    }
     // Kubelet sets a limit of 0 for every page size of the host's.
     let huge_pages = resources.hugepage_limits().clone().map(|mut limits| {
         limits.retain(|limit| limit.limit() > 0);

@@ -114,6 +114,7 @@ fn resources_lose_what_is_the_hosts_and_keep_the_limits() {
     assert_eq!(linux.cgroups_path().as_deref(), Some(std::path::Path::new("/pod/c1")));
     assert_eq!(prepared.pids_max, Some(7));
     assert_eq!(resources.memory().unwrap().limit(), Some(1000));
+    assert_eq!(resources.unified().as_ref().unwrap()["memory.swap.max"], "0");
     let cpu = resources.cpu().clone().unwrap();
     assert_eq!((cpu.shares(), cpu.cpus(), cpu.mems()), (Some(5), &None, &None));
     let io = resources.block_io().clone().unwrap();

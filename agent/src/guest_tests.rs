@@ -1,0 +1,540 @@
+//! The agent's promises, kept inside a real guest: over ttrpc, with containers of a busybox image.
+//!
+//! They need root, the guest's kernel and a machine of their own, so they are ignored by default; `agent/tests/in-guest`
+//! boots one in QEMU and runs them. There, `/agent` is the agent's binary, `/dev/vda` holds an erofs image of busybox
+//! from sector 2048 on and an ext4 filesystem behind it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use monohull_protocol::agent::{
+    ContainerRequest, CreateContainerRequest, CreateSandboxRequest, Empty, ExecRequest, Extent,
+    ProcessRequest, ResizeRequest, SignalRequest, Stdio, Storage, WaitResponse, storage::Source,
+};
+use monohull_protocol::agent_ttrpc::AgentClient;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context::with_timeout;
+
+use crate::container::Environment;
+use crate::disk::Disks;
+use crate::pod::Pod;
+use crate::process::Launcher;
+use crate::reaper::Reaper;
+use crate::server::{self, End};
+
+const CONTAINERS: &str = "/run/monohull/containers";
+const STATE: &str = "/run/monohull/oci";
+/// Where the images are on the disk, in sectors, as `agent/tests/in-guest` puts them.
+const EROFS: (u64, u64) = (2048, 16384);
+const EXT4: (u64, u64) = (18432, 32768);
+const DEADLINE: i64 = 30_000_000_000;
+
+/// The host's side.
+struct Host {
+    pod: Arc<Pod>,
+    client: AgentClient,
+    server: tokio::task::JoinHandle<End>,
+}
+
+impl Host {
+    async fn new() -> Self {
+        for directory in [CONTAINERS, STATE] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        if !Path::new("/sys/fs/cgroup/pod").exists() {
+            crate::cgroup::prepare().unwrap();
+        }
+        let launcher =
+            Launcher { reaper: Reaper::start().unwrap(), agent: "/agent".into(), state: STATE.into() };
+        let environment = Environment { launcher, disks: Disks::default(), containers: CONTAINERS.into() };
+        let pod = Arc::new(Pod::new(environment, 0));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let served = Arc::clone(&pod);
+        let server = tokio::spawn(async move { server::serve(&served, Box::new(theirs)).await.unwrap() });
+        let client = AgentClient::new(ttrpc::r#async::Client::new(Socket::new(ours)));
+        let host = Self { pod, client, server };
+        let request = CreateSandboxRequest {
+            id: "pod".into(),
+            hostname: "pod".into(),
+            entropy: vec![1; 32],
+            realtime_ns: 1_800_000_000_000_000_000,
+            cpus: 2,
+            sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        };
+        host.client.create_sandbox(with_timeout(DEADLINE), &request).await.unwrap();
+        host
+    }
+
+    /// Opens a stream as the host does.
+    async fn stream(&self, name: &str) -> UnixStream {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_u8(name.len().try_into().unwrap()).await.unwrap();
+        ours.write_all(name.as_bytes()).await.unwrap();
+        self.pod.streams.admit(Box::new(theirs)).await.unwrap();
+        ours
+    }
+
+    async fn create(&self, id: &str, spec: &Value, stdio: Stdio) -> ttrpc::Result<u32> {
+        self.create_with(id, spec, stdio, rootfs(id)).await
+    }
+
+    async fn create_with(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdio: Stdio,
+        storages: Vec<Storage>,
+    ) -> ttrpc::Result<u32> {
+        let mut spec = spec.clone();
+        spec["root"] = json!({"path": format!("{CONTAINERS}/{id}/rootfs")});
+        let request = CreateContainerRequest {
+            id: id.into(),
+            spec: spec.to_string().into(),
+            storages,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        Ok(self.client.create_container(with_timeout(DEADLINE), &request).await?.pid)
+    }
+
+    async fn start(&self, id: &str) -> ttrpc::Result<Empty> {
+        self.client.start(with_timeout(DEADLINE), &container(id)).await
+    }
+
+    async fn exec(&self, id: &str, exec_id: &str, process: &Value, stdio: Stdio) -> ttrpc::Result<u32> {
+        let request = ExecRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            process: process.to_string().into(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        Ok(self.client.exec(with_timeout(DEADLINE), &request).await?.pid)
+    }
+
+    async fn wait(&self, id: &str, exec_id: &str) -> WaitResponse {
+        let request =
+            ProcessRequest { container_id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        self.client.wait(with_timeout(DEADLINE), &request).await.unwrap()
+    }
+
+    async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<Empty> {
+        let request = SignalRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.client.signal(with_timeout(DEADLINE), &request).await
+    }
+
+    async fn delete(&self, id: &str) -> ttrpc::Result<Empty> {
+        self.client.delete_container(with_timeout(DEADLINE), &container(id)).await
+    }
+
+    /// Runs a container to its end: exit code and standard output.
+    async fn run(&self, id: &str, spec: &Value) -> (WaitResponse, String) {
+        let mut out = self.stream(&format!("{id}-out")).await;
+        let stdio = Stdio { stdout: format!("{id}-out"), ..Default::default() };
+        self.create(id, spec, stdio).await.unwrap();
+        self.start(id).await.unwrap();
+        let mut text = Vec::new();
+        out.read_to_end(&mut text).await.unwrap();
+        let exit = self.wait(id, "").await;
+        self.delete(id).await.unwrap();
+        (exit, String::from_utf8_lossy(&text).into())
+    }
+
+    /// Runs a process in a container to its end: exit code and standard output.
+    async fn run_exec(&self, id: &str, exec_id: &str, process: &Value) -> (u32, String) {
+        let mut out = self.stream(&format!("{exec_id}-out")).await;
+        let stdio = Stdio { stdout: format!("{exec_id}-out"), ..Default::default() };
+        self.exec(id, exec_id, process, stdio).await.unwrap();
+        let mut text = String::new();
+        out.read_to_string(&mut text).await.unwrap();
+        (self.wait(id, exec_id).await.exit_code, text)
+    }
+
+    /// Starts a container that lives until it is killed.
+    async fn sleeper(&self, id: &str, spec: &Value) {
+        let mut spec = spec.clone();
+        spec["process"]["args"] = json!(["sleep", "1000"]);
+        self.create(id, &spec, Stdio::default()).await.unwrap();
+        self.start(id).await.unwrap();
+    }
+
+    /// Ends the sleeper, removes it, and checks that nothing is left.
+    async fn end(&self, id: &str) {
+        self.signal(id, "", 9, true).await.unwrap();
+        assert_eq!(self.wait(id, "").await.exit_code, 137);
+        self.delete(id).await.unwrap();
+        nothing_left(id);
+    }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    ContainerRequest { container_id: id.into(), ..Default::default() }
+}
+
+/// An error as "CODE: message".
+fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> String {
+    match result {
+        Err(ttrpc::Error::RpcStatus(status)) => format!("{:?}: {}", status.code(), status.message),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn nothing_left(id: &str) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(CONTAINERS), "mounts are left:\n{mounts}");
+    for path in [format!("{CONTAINERS}/{id}"), format!("{STATE}/{id}"), format!("/sys/fs/cgroup/pod/{id}")] {
+        assert!(!Path::new(&path).exists(), "{path} is left");
+    }
+    let partitions = std::fs::read_to_string("/proc/partitions").unwrap();
+    assert!(!partitions.contains("vda1"), "partitions are left:\n{partitions}");
+}
+
+fn extent((start, sectors): (u64, u64), read_only: bool) -> Option<Source> {
+    Some(Source::Extent(Extent { start, sectors, read_only, ..Default::default() }))
+}
+
+fn storage(id: &str, fstype: &str, source: Option<Source>, target: &str) -> Storage {
+    let target = format!("{CONTAINERS}/{id}/{target}");
+    Storage { fstype: fstype.into(), source, target, ..Default::default() }
+}
+
+/// An erofs image with a tmpfs for what is written.
+fn rootfs(id: &str) -> Vec<Storage> {
+    let base = format!("{CONTAINERS}/{id}");
+    let mut top = storage(id, "tmpfs", None, "top");
+    top.options = vec!["size=64m".into()];
+    top.directories = vec!["upper".into(), "work".into()];
+    let mut root = storage(id, "overlay", None, "rootfs");
+    root.options = vec![
+        format!("lowerdir={base}/image"),
+        format!("upperdir={base}/top/upper,workdir={base}/top/work"),
+        "loop".into(),
+    ];
+    vec![storage(id, "erofs", extent(EROFS, true), "image"), top, root]
+}
+
+fn process(arguments: &[&str]) -> Value {
+    let capabilities = json!(["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"]);
+    json!({
+        "cwd": "/", "args": arguments, "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}
+    })
+}
+
+fn spec(arguments: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "hostname": "box",
+        "process": process(arguments),
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rw"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+        ],
+        "linux": {
+            "cgroupsPath": "system.slice:x:y",
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                {"type": "network", "path": "/var/run/netns/x"}],
+            "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+fn shell(script: &str) -> Value {
+    spec(&["sh", "-c", script])
+}
+
+async fn a_container_runs_in_its_own_namespaces(host: &Host) {
+    let script = "hostname; echo $$; cat /proc/self/cgroup; df /dev/shm | tail -1 | cut -d' ' -f1; \
+        echo x >/etc/x && cat /etc/x; stat -c %F /dev/stdout/ 2>/dev/null; echo again >/dev/stdout; exit 42";
+    let (exit, output) = host.run("c", &shell(script)).await;
+    assert_eq!(output, "box\n1\n0::/\nshm\nx\nagain\n");
+    assert_eq!((exit.exit_code, exit.oom), (42, false));
+    assert!(exit.exited_at_ns > 1_800_000_000_000_000_000);
+    nothing_left("c");
+}
+
+async fn output_before_a_sudden_end_is_complete(host: &Host) {
+    let (exit, output) = host.run("fast", &shell("yes | head -c 8388608")).await;
+    assert_eq!((exit.exit_code, output.len()), (0, 8 << 20));
+}
+
+async fn input_reaches_the_process_and_ends(host: &Host) {
+    let (mut input, mut output) = (host.stream("i").await, host.stream("o").await);
+    let stdio = Stdio { stdin: "i".into(), stdout: "o".into(), ..Default::default() };
+    host.create("in", &shell("md5sum"), stdio).await.unwrap();
+    host.start("in").await.unwrap();
+    let mut text = String::new();
+    let write = async {
+        input.write_all(&vec![0; 20 << 20]).await.unwrap();
+        input.shutdown().await.unwrap();
+    };
+    let (read, ()) = tokio::join!(output.read_to_string(&mut text), write);
+    read.unwrap();
+    assert_eq!(text, "8f4e33f3dc3e414ff94e5fb6905cba8c  -\n");
+    host.wait("in", "").await;
+    host.delete("in").await.unwrap();
+}
+
+async fn what_cannot_be_executed_is_an_error_that_names_it(host: &Host) {
+    let cases = [
+        ("nope", "exec: \"nope\": executable file not found in $PATH"),
+        ("/bin/nope", "stat /bin/nope: no such file or directory"),
+        ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+    ];
+    let begin = Instant::now();
+    for (name, expected) in cases {
+        let error = refusal(host.create("bad", &spec(&[name]), Stdio::default()).await);
+        assert!(error.contains(expected), "{error}");
+        nothing_left("bad");
+    }
+    host.sleeper("good", &spec(&["true"])).await;
+    for (name, expected) in cases {
+        let error = refusal(host.exec("good", "e", &process(&[name]), Stdio::default()).await);
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    // Found, but not a program: the error comes when it is executed.
+    host.create("script", &spec(&["/bin/broken"]), Stdio::default()).await.unwrap();
+    let error = refusal(host.start("script").await);
+    assert!(error.contains("exec /bin/broken: no such file or directory"), "{error}");
+    assert_eq!(host.wait("script", "").await.exit_code, 255);
+    host.delete("script").await.unwrap();
+    host.end("good").await;
+}
+
+async fn execs_have_their_own_streams_and_exit_codes(host: &Host) {
+    host.sleeper("c", &spec(&["true"])).await;
+    let (code, output) = host.run_exec("c", "e1", &process(&["sh", "-c", "hostname; exit 7"])).await;
+    assert_eq!((code, output.as_str()), (7, "box\n"));
+    // The name is free again, and three at once do not get in each other's way.
+    let sleep = process(&["sleep", "1000"]);
+    for id in ["e1", "e2", "e3"] {
+        host.exec("c", id, &sleep, Stdio::default()).await.unwrap();
+    }
+    let again = refusal(host.exec("c", "e1", &sleep, Stdio::default()).await);
+    assert!(again.contains("ALREADY_EXISTS"), "{again}");
+    let listed = host.client.list_processes(with_timeout(DEADLINE), &container("c")).await.unwrap();
+    let mut ids: Vec<_> = listed.processes.iter().map(|process| process.exec_id.as_str()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["", "e1", "e2", "e3"]);
+    host.signal("c", "e1", 15, false).await.unwrap();
+    assert_eq!(host.wait("c", "e1").await.exit_code, 143);
+    host.signal("c", "e2", 34, false).await.unwrap();
+    assert_eq!(host.wait("c", "e2").await.exit_code, 128 + 34);
+    host.signal("c", "", 9, false).await.unwrap();
+    assert_eq!(host.wait("c", "").await.exit_code, 137);
+    assert_eq!(host.wait("c", "e3").await.exit_code, 137);
+    let late = refusal(host.exec("c", "e4", &sleep, Stdio::default()).await);
+    assert!(late.contains("FAILED_PRECONDITION"), "{late}");
+    host.delete("c").await.unwrap();
+    nothing_left("c");
+    let gone = refusal(host.delete("c").await);
+    assert!(gone.contains("NOT_FOUND"), "{gone}");
+}
+
+async fn a_terminal_has_its_size_and_echoes(host: &Host) {
+    let (mut input, mut output) = (host.stream("i").await, host.stream("o").await);
+    let stdio = Stdio {
+        terminal: true,
+        stdin: "i".into(),
+        stdout: "o".into(),
+        width: 101,
+        height: 33,
+        ..Default::default()
+    };
+    let mut spec =
+        shell("tty; stty size; read line; stty size; ls -ln /proc/self/fd/0 | wc -l; echo \"<$line>\"");
+    spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    host.create("t", &spec, stdio).await.unwrap();
+    host.start("t").await.unwrap();
+    let mut text = vec![0; 256];
+    let mut seen = String::new();
+    while !seen.contains("33 101\r\n") {
+        let length = output.read(&mut text).await.unwrap();
+        assert!(length > 0, "the terminal ended after {seen:?}");
+        seen.push_str(std::str::from_utf8(&text[..length]).unwrap());
+    }
+    let size = ResizeRequest { container_id: "t".into(), width: 80, height: 24, ..Default::default() };
+    host.client.resize(with_timeout(DEADLINE), &size).await.unwrap();
+    input.write_all(b"hello\n").await.unwrap();
+    output.read_to_string(&mut seen).await.unwrap();
+    assert!(seen.contains("24 80\r\n") && seen.ends_with("<hello>\r\n"), "{seen:?}");
+    assert_eq!(host.wait("t", "").await.exit_code, 0);
+    host.delete("t").await.unwrap();
+    // A terminal of an exec.
+    host.sleeper("t", &shell("")).await;
+    let mut output = host.stream("o2").await;
+    let stdio = Stdio { terminal: true, stdout: "o2".into(), ..Default::default() };
+    host.exec("t", "e", &process(&["tty"]), stdio).await.unwrap();
+    let mut seen = String::new();
+    output.read_to_string(&mut seen).await.unwrap();
+    assert_eq!(seen, "/dev/pts/0\r\n");
+    host.end("t").await;
+}
+
+async fn the_memory_limit_kills_and_says_so(host: &Host) {
+    let mut spec = shell("exec tail /dev/zero");
+    spec["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+    let (exit, _) = host.run("oom", &spec).await;
+    assert_eq!((exit.exit_code, exit.oom), (137, true));
+    nothing_left("oom");
+}
+
+async fn limits_reach_the_cgroup(host: &Host) {
+    let mut spec = shell("cd /sys/fs/cgroup; cat pids.max cpu.max cpu.weight memory.max memory.swap.max");
+    spec["linux"]["resources"] = json!({
+        "pids": {"limit": 9}, "cpu": {"quota": 50000, "period": 100_000, "shares": 512, "cpus": "0-63"},
+        "memory": {"limit": 64 << 20, "swap": 64 << 20}, "devices": [{"allow": false, "access": "rwm"}],
+        "hugepageLimits": [{"pageSize": "1GB", "limit": 0}]
+    });
+    let (exit, output) = host.run("limits", &spec).await;
+    assert_eq!(exit.exit_code, 0);
+    assert_eq!(output, "9\n50000 100000\n59\n67108864\n0\n");
+    // libcontainer's own processes do not count.
+    spec["linux"]["resources"]["pids"]["limit"] = json!(1);
+    spec["process"]["args"] = json!(["echo", "alone"]);
+    assert_eq!(host.run("limits", &spec).await.1, "alone\n");
+}
+
+async fn seccomp_and_capabilities_hold_for_init_and_exec(host: &Host) {
+    let script = "mkdir /tmp/d 2>&1; grep -E 'CapEff|CapBnd|Seccomp:|NoNewPrivs' /proc/self/status";
+    let filter = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    for no_new_privileges in [false, true] {
+        let mut spec = shell(script);
+        spec["linux"]["seccomp"] = filter.clone();
+        spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let (_, of_init) = host.run("s", &spec).await;
+        assert!(of_init.contains("can't create directory '/tmp/d': Operation not permitted"), "{of_init}");
+        let status = format!(
+            "CapEff:\t00000000000000e1\nCapBnd:\t00000000000000e1\nNoNewPrivs:\t{}\nSeccomp:\t2\n",
+            u8::from(no_new_privileges)
+        );
+        assert!(of_init.ends_with(&status), "{of_init}");
+        host.sleeper("s", &spec).await;
+        let (_, of_exec) = host.run_exec("s", "e", &spec["process"]).await;
+        assert_eq!(of_init, of_exec);
+        let mut user = spec["process"].clone();
+        user["user"] = json!({"uid": 1000, "gid": 1000});
+        user["args"] =
+            json!(["sh", "-c", "id -u; grep -E 'CapEff|Seccomp:' /proc/self/status; echo x >/dev/stdout"]);
+        let (code, of_user) = host.run_exec("s", "u", &user).await;
+        assert_eq!((code, of_user.as_str()), (0, "1000\nCapEff:\t0000000000000000\nSeccomp:\t2\nx\n"));
+        host.end("s").await;
+    }
+}
+
+async fn a_hundred_layers_and_a_writable_extent_are_mounted(host: &Host) {
+    let id = "layers";
+    let base = format!("{CONTAINERS}/{id}");
+    let mut storages = vec![storage(id, "erofs", extent(EROFS, true), "image")];
+    let mut layers = format!("lowerdir={base}/image");
+    for number in 0..120 {
+        let name = format!("a-layer-with-a-long-name-{number}");
+        storages.push(storage(id, "tmpfs", None, &name));
+        layers.push_str(&format!(":{base}/{name}"));
+    }
+    let mut volume = storage(id, "ext4", extent(EXT4, false), "volume");
+    volume.directories = vec!["upper".into(), "work".into()];
+    storages.push(volume);
+    let mut root = storage(id, "overlay", None, "rootfs");
+    root.options =
+        vec![layers, format!("upperdir={base}/volume/upper"), format!("workdir={base}/volume/work")];
+    storages.push(root);
+    for expected in ["", "1\n"] {
+        let mut out = host.stream("out").await;
+        let stdio = Stdio { stdout: "out".into(), ..Default::default() };
+        let spec = shell("cat /kept 2>/dev/null; echo 1 >/kept");
+        host.create_with(id, &spec, stdio, storages.clone()).await.unwrap();
+        host.start(id).await.unwrap();
+        let mut text = String::new();
+        out.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, expected, "what the first container wrote is on the disk for the second");
+        host.wait(id, "").await;
+        host.delete(id).await.unwrap();
+        nothing_left(id);
+    }
+}
+
+async fn a_failed_storage_leaves_nothing_and_says_why(host: &Host) {
+    let mut storages = rootfs("x");
+    storages.push(storage("x", "ext4", extent((0, 2048), true), "more"));
+    let error = refusal(host.create_with("x", &shell(""), Stdio::default(), storages).await);
+    assert!(error.contains("/x/more") && error.contains("mount ext4 from /dev/vda2: Invalid argument"), "{error}");
+    nothing_left("x");
+    let beyond = vec![storage("x", "erofs", extent((1 << 30, 8), true), "image")];
+    let error = refusal(host.create_with("x", &shell(""), Stdio::default(), beyond).await);
+    assert!(error.contains("it did not grow"), "{error}");
+    nothing_left("x");
+}
+
+async fn containers_can_share_the_pods_namespaces(host: &Host) {
+    host.sleeper("pause", &spec(&["true"])).await;
+    let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; [ $$ = 1 ] || echo shared");
+    spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/9/ns/pid"},
+        {"type": "uts", "path": "/proc/9/ns/uts"}, {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "mount"}]);
+    let (_, output) = host.run("app", &spec).await;
+    assert_eq!(output, "pod\n1\nshared\n");
+    host.end("pause").await;
+}
+
+async fn processes_left_behind_end_with_the_container(host: &Host) {
+    let (exit, _) = host.run("left", &shell("(sleep 1000 >/dev/null 2>&1 &) ; exit 3")).await;
+    assert_eq!(exit.exit_code, 3);
+    nothing_left("left");
+}
+
+async fn shutdown_ends_all_and_answers(host: Host) {
+    host.sleeper("a", &spec(&["true"])).await;
+    host.create("b", &spec(&["true"]), Stdio::default()).await.unwrap();
+    host.client.shutdown(with_timeout(DEADLINE), &Empty::new()).await.unwrap();
+    assert_eq!(host.server.await.unwrap(), End::Shutdown);
+    nothing_left("a");
+    nothing_left("b");
+}
+
+#[tokio::test]
+#[ignore = "needs the guest's kernel: run agent/tests/in-guest"]
+async fn the_agent_keeps_its_promises() {
+    let host = Host::new().await;
+    macro_rules! run {
+        ($($case:ident)*) => {$(
+            let begin = Instant::now();
+            $case(&host).await;
+            println!("  {} ({} ms)", stringify!($case), begin.elapsed().as_millis());
+        )*};
+    }
+    run! {
+        a_container_runs_in_its_own_namespaces
+        output_before_a_sudden_end_is_complete
+        input_reaches_the_process_and_ends
+        what_cannot_be_executed_is_an_error_that_names_it
+        execs_have_their_own_streams_and_exit_codes
+        a_terminal_has_its_size_and_echoes
+        the_memory_limit_kills_and_says_so
+        limits_reach_the_cgroup
+        seccomp_and_capabilities_hold_for_init_and_exec
+        a_hundred_layers_and_a_writable_extent_are_mounted
+        a_failed_storage_leaves_nothing_and_says_why
+        containers_can_share_the_pods_namespaces
+        processes_left_behind_end_with_the_container
+    }
+    shutdown_ends_all_and_answers(host).await;
+}
