@@ -42,12 +42,13 @@ build: kernel ## Build Monohull into build/root, as it will be installed; debug 
 build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@mkdir -p $(TESTS)
 	@cargo build --locked -p monohull-tests --bins
-	@cargo test --locked -p monohull-tests --no-run
+	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
 	@install $(DEBUG)/monohull-bench $(TESTS)/
 	@cargo build --release --locked -q -p monohull-initramfs
-	@$(RELEASE)/monohull-initramfs --agent $(DEBUG)/reboot-init --output $(TESTS)/reboot.cpio
+	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
+	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
 	@tests/make-image $(TESTS)/busybox.tar
 
 install: ## Install what `make build` made below DESTDIR (default: this machine)
