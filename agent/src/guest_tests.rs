@@ -477,7 +477,10 @@ async fn a_failed_storage_leaves_nothing_and_says_why(host: &Host) {
     let mut storages = rootfs("x");
     storages.push(storage("x", "ext4", extent((0, 2048), true), "more"));
     let error = refusal(host.create_with("x", &shell(""), Stdio::default(), storages).await);
-    assert!(error.contains("/x/more") && error.contains("mount ext4 from /dev/vda2: Invalid argument"), "{error}");
+    assert!(
+        error.contains("/x/more") && error.contains("mount ext4 from /dev/vda2: Invalid argument"),
+        "{error}"
+    );
     nothing_left("x");
     let beyond = vec![storage("x", "erofs", extent((1 << 30, 8), true), "image")];
     let error = refusal(host.create_with("x", &shell(""), Stdio::default(), beyond).await);

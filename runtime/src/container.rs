@@ -36,7 +36,7 @@ impl Prepared {
         state::check_id("container id", &id)?;
         let base = format!("{CONTAINERS}/{id}");
         // All refusals come before any work.
-        let (spec, volumes) = spec::rewrite(spec, &base, &bundle)?;
+        let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
         let mut planned = rootfs::plan(&rootfs, &base)?;
         for directory in volumes.directories {
             planned.push(rootfs::packed(Tree::Directory(directory.source), directory.target));

@@ -29,6 +29,19 @@ pub struct Settings {
     pub default_cpus: u8,
     /// Back guest memory with huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
+    /// What becomes of a container whose spec asks for the host's network, processes or IPC.
+    pub host_namespaces: HostNamespaces,
+}
+
+/// What becomes of a container that asks for a namespace of the host, which a VM can't give it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNamespaces {
+    /// It is refused: it would not find what it expects.
+    #[default]
+    Refuse,
+    /// It gets the pod's own in their place, for engines that leave namespaces out of their specs to mean just that.
+    Isolate,
 }
 
 impl Default for Settings {
@@ -43,6 +56,7 @@ impl Default for Settings {
             overhead_memory_mib: 128,
             default_cpus: 1,
             huge_pages: true,
+            host_namespaces: HostNamespaces::Refuse,
         }
     }
 }

@@ -12,6 +12,8 @@ use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use serde::Serialize;
 
+use crate::settings::HostNamespaces;
+
 /// Longest spec or process that is sent: with the files it must fit into one message of 4 MiB.
 const MAX_JSON: usize = 1024 * 1024;
 
@@ -69,6 +71,7 @@ pub(crate) fn rewrite(
     mut spec: oci::Spec,
     base: &str,
     bundle: &Path,
+    host_namespaces: HostNamespaces,
 ) -> Result<(oci::Spec, Volumes), SpecError> {
     let mut root = spec.root().clone().ok_or_else(|| SpecError::field("root", "missing"))?;
     root.set_path(format!("{base}/rootfs").into());
@@ -78,7 +81,7 @@ pub(crate) fn rewrite(
     spec.set_process(Some(process));
     hooks(&mut spec)?;
     let mut linux = spec.linux().clone().ok_or_else(|| SpecError::field("linux", "missing"))?;
-    namespaces::rewrite(&mut linux, std::process::id())?;
+    namespaces::rewrite(&mut linux, std::process::id(), host_namespaces)?;
     devices(&linux)?;
     host_only(&mut linux)?;
     resources(&mut linux)?;

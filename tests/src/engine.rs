@@ -229,6 +229,16 @@ impl Engine {
         finish(self.exec_command(id, command).stdin(Stdio::null()))
     }
 
+    /// A command in a running container, as another user (`UID:GID`).
+    pub fn exec_as(&self, id: &str, user: &str, command: &[&str]) -> Output {
+        let exec_id = format!("exec-{}", unique());
+        let mut client = match self.client {
+            Client::Ctr => self.ctr(&["task", "exec", "--exec-id", &exec_id, "--user", user, id]),
+            Client::Nerdctl => self.nerdctl(&["exec", "--user", user, id]),
+        };
+        finish(client.args(command))
+    }
+
     /// The command that executes `command` in a running container.
     pub fn exec_command(&self, id: &str, command: &[&str]) -> Command {
         match self.client {

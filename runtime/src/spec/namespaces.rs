@@ -6,18 +6,24 @@ use oci_spec::runtime as oci;
 use oci_spec::runtime::LinuxNamespaceType as Type;
 
 use super::SpecError;
+use crate::settings::HostNamespaces;
 
-/// Refuses the host's namespaces. Those that the container shares with its pod keep a path, but one of the guest: the
+/// Treats the host's namespaces as `policy` says. Those that the container shares with its pod keep a path, but one of the guest: the
 /// agent knows what the pod's are. `owner` is the pid that the engine knows as the pod's.
-pub(super) fn rewrite(linux: &mut oci::Linux, owner: u32) -> Result<(), SpecError> {
-    let given = linux.namespaces().clone().unwrap_or_default();
+pub(super) fn rewrite(linux: &mut oci::Linux, owner: u32, policy: HostNamespaces) -> Result<(), SpecError> {
+    let mut given = linux.namespaces().clone().unwrap_or_default();
     for (typ, name, option) in [
         (Type::Network, "network", "the host's network (hostNetwork)"),
         (Type::Pid, "pid", "the host's processes (hostPID)"),
         (Type::Ipc, "ipc", "the host's IPC (hostIPC)"),
         (Type::Mount, "mount", "the host's mounts"),
     ] {
-        if !given.iter().any(|namespace| namespace.typ() == typ) {
+        if given.iter().any(|namespace| namespace.typ() == typ) {
+            continue;
+        }
+        if policy == HostNamespaces::Isolate {
+            given.push(namespace(typ, None));
+        } else {
             let reason = format!("missing, which asks for {option}: a container in a VM can't have it");
             return Err(SpecError::field(format!("linux.namespaces[{name}]"), reason));
         }

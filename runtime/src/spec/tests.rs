@@ -26,7 +26,7 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn rewrite_in(spec: Value, bundle: &Path) -> Result<(oci::Spec, Volumes), SpecError> {
-    rewrite(serde_json::from_value(spec).unwrap(), "/g", bundle)
+    rewrite(serde_json::from_value(spec).unwrap(), "/g", bundle, HostNamespaces::Refuse)
 }
 
 fn rewritten(spec: Value) -> Value {
@@ -106,6 +106,14 @@ fn shared_namespaces_keep_a_path_that_is_not_the_hosts() {
         { "type": "mount" },
     ]);
     assert_eq!(spec["linux"]["namespaces"], expected);
+}
+
+#[test]
+fn missing_namespaces_are_new_ones_where_the_settings_say_so() {
+    let spec = serde_json::from_value(with("/linux/namespaces", json!([{ "type": "uts" }]))).unwrap();
+    let (spec, _) = rewrite(spec, "/g", Path::new("/b"), HostNamespaces::Isolate).unwrap();
+    let expected = json!([{ "type": "uts" }, { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }]);
+    assert_eq!(serde_json::to_value(spec).unwrap()["linux"]["namespaces"], expected);
 }
 
 #[test]
