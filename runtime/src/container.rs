@@ -7,7 +7,7 @@ use oci_spec::runtime as oci;
 
 use crate::pod::{ContainerConfig, PodError};
 use crate::process::Stdio;
-use crate::rootfs::{self, Source, Storage, Tree};
+use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
 use crate::spec;
 use crate::state;
@@ -38,8 +38,8 @@ impl Prepared {
         // All refusals come before any work.
         let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
         let mut planned = rootfs::plan(&rootfs, &base)?;
-        for directory in volumes.directories {
-            planned.push(rootfs::packed(Tree::Directory(directory.source), directory.target));
+        for volume in volumes.packed {
+            planned.push(rootfs::packed(volume.tree, volume.target));
         }
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");

@@ -126,7 +126,12 @@ pub(crate) enum Tree {
     Directory(PathBuf),
     /// The merged view of several.
     Overlay(HostOverlay),
+    /// One file, which the packed tree has as [`FILE`].
+    File(PathBuf),
 }
+
+/// Name of the only file of a [`Tree::File`].
+pub(crate) const FILE: &str = "file";
 
 impl<S> Storage<S> {
     fn new(fstype: &str, source: S, target: String, options: Vec<String>) -> Self {
@@ -270,7 +275,7 @@ pub(crate) async fn prepare(
 impl std::fmt::Display for Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Directory(path) | Self::File(path) => write!(f, "{}", path.display()),
             Self::Overlay(overlay) => write!(f, "an overlay of {} directories", overlay.layers()),
         }
     }

@@ -12,6 +12,7 @@ use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use serde::Serialize;
 
+use crate::rootfs::Tree;
 use crate::settings::HostNamespaces;
 
 /// Longest spec or process that is sent: with the files it must fit into one message of 4 MiB.
@@ -52,16 +53,16 @@ impl SpecError {
 /// What a container's bind mounts bring along from the host.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
-    /// Read-only directories, to be packed.
-    pub(crate) directories: Vec<Directory>,
+    /// Read-only directories and large files, to be packed.
+    pub(crate) packed: Vec<Packed>,
     /// Small files, by value.
     pub(crate) files: Vec<proto::File>,
 }
 
-/// A host directory and where the guest mounts it.
+/// What the host packs and where the guest mounts it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Directory {
-    pub(crate) source: PathBuf,
+pub(crate) struct Packed {
+    pub(crate) tree: Tree,
     pub(crate) target: String,
 }
 

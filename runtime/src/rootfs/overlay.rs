@@ -67,13 +67,7 @@ impl HostOverlay {
     /// is seen outside, and the mount vanishes with the thread and its children. Hides `place`, which must exist and
     /// hold none of the layers. Changes the thread's working directory; returns a path relative to it.
     pub(super) fn mount_privately(&self, place: &Path) -> io::Result<&'static Path> {
-        const VIEW: &str = "view";
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)?;
-        nix::unistd::chdir(place)?;
-        std::fs::create_dir(VIEW)?;
+        enter_privately(place)?;
         // mount(2) takes one page of options: a hundred layers fit only under short names.
         let mut names = Vec::with_capacity(self.layers.len());
         for (number, layer) in self.layers.iter().enumerate() {
@@ -86,6 +80,29 @@ impl HostOverlay {
         mount(Some("overlay"), VIEW, Some("overlay"), MsFlags::MS_RDONLY, Some(options.join(",").as_str()))?;
         Ok(Path::new(VIEW))
     }
+}
+
+/// Name of what is to be packed, in the directory that [`enter_privately`] enters.
+const VIEW: &str = "view";
+
+/// Mounts one file, as `file` in an otherwise empty directory: as [`HostOverlay::mount_privately`] does a view.
+pub(super) fn mount_file_privately(file: &Path, place: &Path) -> io::Result<&'static Path> {
+    enter_privately(place)?;
+    let target = Path::new(VIEW).join(super::FILE);
+    std::fs::File::create(&target)?;
+    let none: Option<&str> = None;
+    mount(Some(file), &target, none, MsFlags::MS_BIND, none)?;
+    Ok(Path::new(VIEW))
+}
+
+/// Gives the calling thread a mount namespace, mounts a tmpfs on `place`, enters it, and makes a directory [`VIEW`] there.
+fn enter_privately(place: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)?;
+    nix::unistd::chdir(place)?;
+    std::fs::create_dir(VIEW)
 }
 
 fn directory(path: impl AsRef<str>) -> Result<PathBuf, RootfsError> {

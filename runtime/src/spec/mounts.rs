@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 
-use super::{Directory, SpecError, Volumes};
+use super::{Packed, SpecError, Volumes};
+use crate::rootfs::{FILE, Tree};
 
 /// Largest file that is handed over by value.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -66,7 +67,13 @@ fn bind(
     let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
     let refuse = |reason: String| Err(SpecError::field(field, reason));
     if file_type.is_file() {
-        let file = read(&source, field)?;
+        let Some(file) = read(&source, field)? else {
+            // Too large to copy: read-only, so that a write fails instead of being lost.
+            let target = format!("{base}/binds/{}", volumes.packed.len());
+            let path = format!("{target}/{FILE}");
+            volumes.packed.push(Packed { tree: Tree::File(source), target });
+            return Ok(path);
+        };
         let total: u64 = volumes.files.iter().chain([&file]).map(|file| file.data.len() as u64).sum();
         if total > MAX_FILES {
             return refuse(format!(
@@ -85,8 +92,8 @@ fn bind(
                 source.display()
             ));
         }
-        let target = format!("{base}/binds/{}", volumes.directories.len());
-        volumes.directories.push(Directory { source, target: target.clone() });
+        let target = format!("{base}/binds/{}", volumes.packed.len());
+        volumes.packed.push(Packed { tree: Tree::Directory(source), target: target.clone() });
         return Ok(target);
     }
     refuse(format!("{} is {}, which the guest can't reach", source.display(), kind(&source, file_type)))
@@ -101,8 +108,9 @@ fn kind(path: &Path, file_type: fs::FileType) -> &'static str {
     }
 }
 
-/// A small file, with its owner and mode. The guest gets a copy of its own: writes do not come back.
-fn read(path: &PathBuf, field: &str) -> Result<proto::File, SpecError> {
+/// A file with its owner and mode, unless it is larger than [`MAX_FILE`]. The guest gets a copy of its own: writes do not
+/// come back.
+fn read(path: &PathBuf, field: &str) -> Result<Option<proto::File>, SpecError> {
     let cannot_read = |e| SpecError::Source { field: field.to_owned(), path: path.clone(), source: e };
     // Nonblocking: what was a file a moment ago might be a FIFO now.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(cannot_read)?;
@@ -110,15 +118,13 @@ fn read(path: &PathBuf, field: &str) -> Result<proto::File, SpecError> {
     let mut data = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut data).map_err(cannot_read)?;
     if data.len() as u64 > MAX_FILE {
-        let reason =
-            format!("{} is larger than 1 MiB; mount its directory read-only in its place", path.display());
-        return Err(SpecError::field(field, reason));
+        return Ok(None);
     }
-    Ok(proto::File {
+    Ok(Some(proto::File {
         data,
         mode: metadata.permissions().mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),
         ..Default::default()
-    })
+    }))
 }
