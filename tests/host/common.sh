@@ -27,5 +27,8 @@ need() {
 # hash: a short key of what comes on stdin.
 hash() { sha256sum | cut -c 1-16; }
 
+# prune PREFIX: forgets cached things which no run has used for two weeks. Every use touches what it uses.
+prune() { find "$cache/testhost" -maxdepth 1 -name "$1-*" -mtime +14 -exec rm -rf {} +; }
+
 # seconds_since EPOCHREALTIME: for progress lines.
 seconds_since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }
