@@ -117,7 +117,7 @@ impl Disks {
                 numbers.remove(&partition.number);
             }
             Err(error) => {
-                kmsg::info(format!("partition {} of {name} is kept for now: {error}", partition.number))
+                kmsg::info(format!("partition {} of {name} is kept for now: {error}", partition.number));
             }
         }
         Ok(())

@@ -85,17 +85,18 @@ impl Extents {
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             return Err(BlkError::Size(bytes));
         }
-        let start = self.capacity().max(1).checked_next_multiple_of(ALIGNMENT);
+        let start = self.capacity().checked_next_multiple_of(ALIGNMENT);
         let extent = Extent { start: start.ok_or(BlkError::Full)?, sectors: bytes / SECTOR };
         extent.start.checked_add(extent.sectors).ok_or(BlkError::Full)?;
         self.list.push(Backing { extent, file, read_only, dirty: false });
         Ok(extent)
     }
 
-    /// The size of the disk in sectors.
+    /// The size of the disk in sectors. Never 0, not even without extents: Linux announces no growth of an empty disk
+    /// (`set_capacity_and_notify` in block/genhd.c), and the agent waits for the announcement.
     pub(super) fn capacity(&self) -> u64 {
         // The sum was checked when the extent was added.
-        self.list.last().map_or(0, |last| last.extent.start.saturating_add(last.extent.sectors))
+        self.list.last().map_or(ALIGNMENT, |last| last.extent.start.saturating_add(last.extent.sectors))
     }
 
     /// Reads the sectors of `range`, as long as `into`.

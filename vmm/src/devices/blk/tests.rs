@@ -77,10 +77,10 @@ fn capacity(disk: &ImageDisk) -> u64 {
 }
 
 #[test]
-fn a_new_disk_is_empty() {
+fn a_new_disk_has_a_size_but_nothing_to_read() {
     let mut driver = disk(&[]);
 
-    assert_eq!(capacity(&driver.device()), 0);
+    assert_eq!(capacity(&driver.device()), FIRST);
     assert_eq!(request(&mut driver, &[&header(IN, 0)], &[512, 1]).0, IOERR);
 }
 
@@ -115,7 +115,7 @@ fn an_extent_of_no_or_broken_sectors_is_refused() {
         let error = disk.add_extent(file(&vec![0; size]), true).unwrap_err();
         assert!(matches!(error, BlkError::Size(bytes) if bytes == size as u64), "{error}");
     }
-    assert_eq!(capacity(&disk), 0);
+    assert_eq!(capacity(&disk), FIRST);
 }
 
 #[test]
