@@ -6,8 +6,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cache=${MONOHULL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/monohull}
 
-# The emulated machine. Two CPUs at most: more than the machine has only makes them wait for each other.
-# One CPU: KVM patches its own code (static keys) when VMs come and go, and on several emulated CPUs QEMU now and then
+# The emulated machine. One CPU: KVM patches its own code (static keys) when VMs come and go, and on several emulated CPUs QEMU now and then
 # executes a half-patched instruction, which crashes the host's kernel.
 host_cpus=${MONOHULL_HOST_CPUS:-1}
 host_memory=${MONOHULL_HOST_MEMORY:-4096}
