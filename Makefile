@@ -58,7 +58,12 @@ install: ## Install what `make build` made below DESTDIR (default: this machine)
 demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 	@tests/run demo
 
-test: setup check unit e2e shimtest ## Everything CI runs
+test: ## Everything CI runs
+	@for step in setup check unit e2e shimtest; do \
+		printf '\n=== make %s (%d min %02d s so far)\n' $$step $$((SECONDS / 60)) $$((SECONDS % 60)); \
+		$(MAKE) --no-print-directory $$step; \
+	done; \
+	printf '\n=== all passed in %d min %02d s\n' $$((SECONDS / 60)) $$((SECONDS % 60))
 
 check: fmt lint deny shellcheck ## Formatting, lints, dependencies, shell scripts
 

@@ -6,8 +6,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cache=${MONOHULL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/monohull}
 
-# The emulated machine. Two CPUs at most: more than the machine has only makes them wait for each other.
-# One CPU: KVM patches its own code (static keys) when VMs come and go, and on several emulated CPUs QEMU now and then
+# The emulated machine. One CPU: KVM patches its own code (static keys) when VMs come and go, and on several emulated CPUs QEMU now and then
 # executes a half-patched instruction, which crashes the host's kernel.
 host_cpus=${MONOHULL_HOST_CPUS:-1}
 host_memory=${MONOHULL_HOST_MEMORY:-4096}
@@ -28,6 +27,9 @@ need() {
 
 # hash: a short key of what comes on stdin.
 hash() { sha256sum | cut -c 1-16; }
+
+# prune PREFIX: forgets cached things which no run has used for two weeks. Every use touches what it uses.
+prune() { find "$cache/testhost" -maxdepth 1 -name "$1-*" -mtime +14 -exec rm -rf {} +; }
 
 # seconds_since EPOCHREALTIME: for progress lines.
 seconds_since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }

@@ -21,23 +21,24 @@ func TestMain(m *testing.M) {
 }
 
 // config names the shim under test; SHIM_BINARY and SHIM_HOST_ROOTFS select runc's, which proves the test host.
-func config() shimtest.Config {
+// The suite finds leaked shims only by an absolute path.
+func config(tb testing.TB) shimtest.Config {
 	shim := os.Getenv("SHIM_BINARY")
 	if shim == "" {
 		shim = "containerd-shim-monohull-v2"
 	}
-	// The suite finds leaked processes by the program's path.
-	if path, err := exec.LookPath(shim); err == nil {
-		shim = path
+	shim, err := exec.LookPath(shim)
+	if err != nil {
+		tb.Fatal(err)
 	}
 	return shimtest.Config{ShimBinary: shim, FormatMounts: os.Getenv("SHIM_HOST_ROOTFS") == ""}
 }
 
-func TestRun(t *testing.T)    { shimtest.NewRunSuite(config()).Run(t) }
-func TestExec(t *testing.T)   { shimtest.NewExecSuite(config()).Run(t) }
-func TestOOM(t *testing.T)    { shimtest.NewOOMSuite(config()).Run(t) }
-func TestLayers(t *testing.T) { shimtest.NewLayersSuite(config()).Run(t) }
+func TestRun(t *testing.T)    { shimtest.NewRunSuite(config(t)).Run(t) }
+func TestExec(t *testing.T)   { shimtest.NewExecSuite(config(t)).Run(t) }
+func TestOOM(t *testing.T)    { shimtest.NewOOMSuite(config(t)).Run(t) }
+func TestLayers(t *testing.T) { shimtest.NewLayersSuite(config(t)).Run(t) }
 
-func BenchmarkRun(b *testing.B)    { shimtest.NewRunSuite(config()).Bench(b) }
-func BenchmarkExec(b *testing.B)   { shimtest.NewExecSuite(config()).Bench(b) }
-func BenchmarkLayers(b *testing.B) { shimtest.NewLayersSuite(config()).Bench(b) }
+func BenchmarkRun(b *testing.B)    { shimtest.NewRunSuite(config(b)).Bench(b) }
+func BenchmarkExec(b *testing.B)   { shimtest.NewExecSuite(config(b)).Bench(b) }
+func BenchmarkLayers(b *testing.B) { shimtest.NewLayersSuite(config(b)).Bench(b) }
