@@ -21,6 +21,10 @@ pub(crate) const CASES: &[Case] = &[
 
 const LARGE: usize = 20 << 20;
 
+/// Text, because nerdctl's logger stops at binary output, whatever the runtime; 15 MiB become 20 in base64.
+const MAKE_LARGE: &str =
+    "head -c 15728640 /dev/urandom | base64 -w 8192 > /tmp/data; sha256sum < /tmp/data >&2; cat /tmp/data";
+
 fn two_streams(engine: &Engine) {
     let output = engine.run(&Run::sh(&id("streams"), "echo out; echo err >&2"));
     assert_eq!(output.text(), "out\n");
@@ -28,10 +32,8 @@ fn two_streams(engine: &Engine) {
 }
 
 fn large_stdout(engine: &Engine) {
-    let script =
-        format!("head -c {LARGE} /dev/urandom > /tmp/data; sha256sum < /tmp/data >&2; cat /tmp/data");
-    let output = engine.run(&Run::sh(&id("large"), &script));
-    assert_eq!(output.stdout.len(), LARGE, "{}", output.stderr);
+    let output = engine.run(&Run::sh(&id("large"), MAKE_LARGE));
+    assert!(output.stdout.len() >= LARGE, "{} bytes: {}", output.stdout.len(), output.stderr);
     let sum = sha256(&output.stdout);
     assert!(output.stderr.contains(&sum), "{sum} is not in {}", output.stderr);
 }
@@ -49,7 +51,7 @@ fn large_stdin(engine: &Engine) {
 }
 
 fn last_words(engine: &Engine) {
-    let output = engine.run(&Run::sh(&id("last"), "head -c 8388608 /dev/zero; exit 3"));
+    let output = engine.run(&Run::sh(&id("last"), "yes 0123456789abcdef | head -c 8388608; exit 3"));
     assert_eq!((output.stdout.len(), output.code()), (8 << 20, 3), "{}", output.stderr);
 }
 
