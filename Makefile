@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit \
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
 	e2e shimtest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
@@ -81,6 +81,9 @@ shellcheck:
 
 unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
 	cargo test --workspace --exclude monohull-tests --locked
+
+guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
+	@agent/tests/in-guest
 
 e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
 	@tests/run e2e $(FILTER)
