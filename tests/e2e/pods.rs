@@ -1,6 +1,6 @@
 //! Pods: containers that share one VM, and VMs that share nothing.
 
-use monohull_tests::engine::{Engine, Run};
+use monohull_tests::engine::{Client, Engine, Run};
 use monohull_tests::leaks::processes;
 
 use crate::Case;
@@ -11,10 +11,6 @@ pub(crate) const CASES: &[Case] =
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-fn annotations(kind: &str, pod: &str) -> Vec<String> {
-    vec![format!("io.kubernetes.cri.container-type={kind}"), format!("io.kubernetes.cri.sandbox-id={pod}")]
-}
-
 fn vmms() -> usize {
     processes().iter().filter(|(_, name)| name == "monohull-vmm").count()
 }
@@ -24,13 +20,19 @@ fn one_vm(engine: &Engine) {
     let pod = id("pod");
     let mut sandbox = Run::new(&pod, &["sleep", "1000"]);
     sandbox.detach = true;
-    sandbox.annotations = annotations("sandbox", &pod);
+    sandbox.annotations = vec!["io.kubernetes.cri.container-type=sandbox".into()];
     let output = engine.run(&sandbox);
     assert_eq!(output.code(), 0, "{}", output.stderr);
+    // nerdctl's name is not the id that containerd knows.
+    let sandbox_id =
+        if engine.client() == Client::Nerdctl { output.text().trim().to_owned() } else { pod.clone() };
     let first = engine.exec(&pod, &["cat", BOOT_ID]).text();
 
     let mut member = Run::new(&id("member"), &["cat", BOOT_ID]);
-    member.annotations = annotations("container", &pod);
+    member.annotations = vec![
+        "io.kubernetes.cri.container-type=container".into(),
+        format!("io.kubernetes.cri.sandbox-id={sandbox_id}"),
+    ];
     let second = engine.run(&member);
     assert_eq!(second.text(), first, "{}", second.stderr);
     assert_eq!(vmms(), before + 1);
