@@ -59,7 +59,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 	@tests/run demo
 
 test: ## Everything CI runs
-	@for step in setup check unit e2e shimtest; do \
+	@for step in setup check unit guest-tests e2e shimtest; do \
 		printf '\n=== make %s (%d min %02d s so far)\n' $$step $$((SECONDS / 60)) $$((SECONDS % 60)); \
 		$(MAKE) --no-print-directory $$step; \
 	done; \
