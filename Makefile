@@ -21,8 +21,9 @@ help: ## This list
 setup: ## Install the Debian packages this machine lacks; asks nothing
 	@tests/tools/setup
 
-kernel: ## Build the guest kernel (10 to 20 minutes on two cores, then cached) and print its size
+kernel: ## Build the guest kernel (10 to 20 minutes on two cores, then cached); print its size and what it costs to boot
 	@kernel-config/build > /dev/null
+	@kernel-config/boot-cost
 
 kernel-cost: build build-tests ## Count the instructions from the start of a pod to its agent
 	@tests/run --icount bench instructions
@@ -59,11 +60,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 	@tests/run demo
 
 test: ## Everything CI runs
-	@for step in setup check unit guest-tests e2e shimtest; do \
-		printf '\n=== make %s (%d min %02d s so far)\n' $$step $$((SECONDS / 60)) $$((SECONDS % 60)); \
-		$(MAKE) --no-print-directory $$step; \
-	done; \
-	printf '\n=== all passed in %d min %02d s\n' $$((SECONDS / 60)) $$((SECONDS % 60))
+	@tests/all
 
 check: fmt lint deny shellcheck ## Formatting, lints, dependencies, shell scripts
 
