@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest bench host-shell clean
+	e2e shimtest critest nerdctl bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -87,6 +87,12 @@ e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for som
 
 shimtest: build ## containerd's conformance suite for shims, in the test host
 	@tests/run shimtest
+
+critest: build ## Kubernetes' conformance suite for the CRI, in the test host; writes docs/conformance.md
+	@tests/critest/all
+
+nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, compared (FILTER=name for some)
+	@tests/run nerdctl $(FILTER)
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

@@ -1,0 +1,179 @@
+// registry makes the images that critest pulls out of programs of this machine, and serves them under the names
+// that critest knows, whatever registry they are asked for.
+//
+//	registry -listen ADDRESS -busybox PROGRAM -programs DIRECTORY
+//
+// It prints a line when it listens. DIRECTORY has the programs of ../nonewprivs and ../pause.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"path"
+	"strings"
+)
+
+func main() {
+	listen := flag.String("listen", "127.0.0.1:5000", "address")
+	shell := flag.String("busybox", "/bin/busybox", "a dynamically linked busybox")
+	programs := flag.String("programs", ".", "directory of nonewprivs and pause")
+	flag.Parse()
+	images, err := catalogue(*shell, *programs)
+	if err != nil {
+		log.Fatalf("making the images: %v", err)
+	}
+	listener, err := net.Listen("tcp", *listen)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("serving %d images on %s\n", len(images), listener.Addr())
+	log.Fatal(http.Serve(listener, newRegistry(images)))
+}
+
+// catalogue makes every image that critest names in pkg/validate/consts.go and pkg/framework/util.go, and its
+// sandboxes' one. The key is REPOSITORY:TAG, without the registry.
+func catalogue(shell, programs string) (map[string][]blob, error) {
+	const e2e, staging = "e2e-test-images/", "k8s-staging-cri-tools/"
+	images := map[string][]blob{}
+	add := func(root blob, config runConfig, names ...string) error {
+		config.Env = []string{"PATH=/usr/sbin:/usr/bin:/bin"}
+		blobs, err := image(root, config)
+		for _, name := range names {
+			images[name] = blobs
+		}
+		return err
+	}
+	base, err := busybox(shell)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := base.pack()
+	if err != nil {
+		return nil, err
+	}
+	configs := map[string]runConfig{
+		e2e + "busybox:1.29-2": {Cmd: []string{"sh"}},
+		e2e + "httpd:2.4.39-4": {Cmd: []string{"sh", "-c", "mkdir -p /www && echo httpd | tee /www/index.html && exec httpd -f -p 80 -h /www"}},
+	}
+	for _, name := range []string{"latest:latest", "tag:test", "tag:all", "1:latest", "2:latest", "3:latest"} {
+		configs[staging+"test-image-"+name] = runConfig{Cmd: []string{"sh"}, Labels: map[string]string{"name": name}}
+	}
+	for name, user := range map[string]string{
+		"user-uid": "1002", "user-username": "www-data", "user-uid-group": "1003:users",
+		"user-username-group": "www-data:100", "predefined-group": "1000",
+	} {
+		configs[staging+"test-image-"+name+":latest"] = runConfig{Cmd: []string{"sh"}, User: user}
+	}
+	for name, config := range configs {
+		if err := add(packed, config, name); err != nil {
+			return nil, err
+		}
+	}
+	tags := staging + "test-image-tags:"
+	if err := add(packed, runConfig{Cmd: []string{"sh"}, Labels: map[string]string{"name": "tags"}}, tags+"1", tags+"2", tags+"3"); err != nil {
+		return nil, err
+	}
+
+	for port, name := range map[int]string{80: e2e + "nginx:1.14-2", 12003: staging + "hostnet-nginx-amd64:latest"} {
+		root := maps.Clone(base)
+		if err := nginx(root, port); err != nil {
+			return nil, err
+		}
+		packed, err := root.pack()
+		if err != nil {
+			return nil, err
+		}
+		if err := add(packed, runConfig{Entrypoint: []string{"nginx", "-g", "daemon off;"}}, name); err != nil {
+			return nil, err
+		}
+	}
+
+	packed, err = single("/nnp", path.Join(programs, "nonewprivs"), 0o4755)
+	if err != nil {
+		return nil, err
+	}
+	if err := add(packed, runConfig{Entrypoint: []string{"/nnp"}}, e2e+"nonewprivs:1.3"); err != nil {
+		return nil, err
+	}
+	packed, err = single("/pause", path.Join(programs, "pause"), 0o755)
+	if err != nil {
+		return nil, err
+	}
+	// The sandboxes' image must stay while a test removes the other one: they differ.
+	for _, name := range []string{"pause:3.9", "pause:3.10"} {
+		config := runConfig{Entrypoint: []string{"/pause"}, User: "65535:65535", Labels: map[string]string{"name": name}}
+		if err := add(packed, config, name); err != nil {
+			return nil, err
+		}
+	}
+	return images, nil
+}
+
+// single is a layer of one program.
+func single(name, source string, mode int64) (blob, error) {
+	root := layer{}
+	if err := root.program(name, source, mode); err != nil {
+		return blob{}, err
+	}
+	return root.pack()
+}
+
+// A registry serves blobs and manifests by the OCI distribution specification; pull only.
+type registry struct {
+	manifests map[string]blob
+	blobs     map[string]blob
+}
+
+func newRegistry(images map[string][]blob) registry {
+	r := registry{map[string]blob{}, map[string]blob{}}
+	for name, blobs := range images {
+		r.manifests[name] = blobs[0]
+		for _, b := range blobs {
+			r.blobs[b.digest] = b
+		}
+	}
+	return r
+}
+
+func (r registry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	name, ok := strings.CutPrefix(request.URL.Path, "/v2/")
+	if !ok {
+		http.NotFound(w, request)
+		return
+	}
+	var found blob
+	repository, kind, reference := split(name)
+	switch {
+	case name == "":
+		w.WriteHeader(http.StatusOK)
+		return
+	case strings.HasPrefix(reference, "sha256:"):
+		found, ok = r.blobs[reference]
+	case kind == "manifests":
+		found, ok = r.manifests[repository+":"+reference]
+	default:
+		ok = false
+	}
+	if !ok {
+		http.NotFound(w, request)
+		return
+	}
+	w.Header().Set("Content-Type", found.mediaType)
+	w.Header().Set("Content-Length", fmt.Sprint(len(found.content)))
+	w.Header().Set("Docker-Content-Digest", found.digest)
+	if request.Method == http.MethodGet {
+		// A client that went away is no concern of ours.
+		_, _ = w.Write(found.content)
+	}
+}
+
+// split takes REPOSITORY/KIND/REFERENCE apart; a repository has slashes, too.
+func split(name string) (repository, kind, reference string) {
+	rest, reference := path.Split(name)
+	repository, kind = path.Split(strings.TrimSuffix(rest, "/"))
+	return strings.TrimSuffix(repository, "/"), kind, reference
+}
