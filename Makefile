@@ -96,6 +96,7 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench
+	@tests/run --icount bench instructions
 
 host-shell: ## A shell in the test host, with everything installed that is built
 	@tests/run shell
