@@ -76,6 +76,55 @@ impl State {
     }
 }
 
+/// The queues of a device that answers chain by chain, each by itself: their kicks, and what the driver negotiated.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    kicks: Kicks,
+    state: State,
+}
+
+impl Queues {
+    /// `count` queues of a device that is not active. Fails when the process has no descriptor left for their kicks.
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        Ok(Self { kicks: Kicks::new(count)?, state: State::Inactive })
+    }
+
+    /// For [`VirtioDevice::kicks`](crate::virtio::VirtioDevice::kicks).
+    pub(crate) fn kicks(&self) -> &[EventFd] {
+        self.kicks.events()
+    }
+
+    /// What was negotiated.
+    pub(crate) fn features(&self) -> u64 {
+        self.state.features()
+    }
+
+    /// The driver is ready.
+    pub(crate) fn activate(&mut self, active: Active) {
+        self.state = State::Active(active);
+    }
+
+    /// The driver resets the device.
+    pub(crate) fn reset(&mut self) {
+        self.state = State::Inactive;
+    }
+
+    /// Registers the kicks with the event loop.
+    pub(crate) fn watch(&self, ops: &mut EventOps<'_>, device: &str) {
+        self.kicks.watch(ops, device);
+    }
+
+    /// Serves the queue that was kicked: `answer` gets its index and each of its chains.
+    pub(crate) fn process(
+        &mut self,
+        events: &Events,
+        mut answer: impl for<'m> FnMut(usize, &'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+    ) {
+        let index = self.kicks.acknowledge(events);
+        self.state.serve(&self.kicks, index, |mem, chain| answer(index, mem, chain));
+    }
+}
+
 /// Whether a queue still has chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drained {

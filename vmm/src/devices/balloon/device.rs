@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::discard::{Backing, PAGE};
 use super::pages;
-use crate::devices::queue::{Chain, Kicks, Served, State, Violation};
+use crate::devices::queue::{Chain, Queues, Served, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, GuestMemory, Interrupt, VirtioDevice};
 
@@ -44,9 +44,8 @@ pub struct Balloon {
     target: u32,
     /// Pages it says it has handed over.
     actual: [u8; 4],
-    kicks: Kicks,
+    queues: Queues,
     interrupt: Option<Interrupt>,
-    state: State,
 }
 
 impl Balloon {
@@ -57,9 +56,8 @@ impl Balloon {
             backing: Backing::of(&mem)?,
             target: 0,
             actual: [0; 4],
-            kicks: Kicks::new(QUEUE_SIZES.len())?,
+            queues: Queues::new(QUEUE_SIZES.len())?,
             interrupt: None,
-            state: State::Inactive,
         })
     }
 
@@ -122,7 +120,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn kicks(&self) -> &[EventFd] {
-        self.kicks.events()
+        self.queues.kicks()
     }
 
     fn features(&self) -> u64 {
@@ -146,13 +144,13 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
-        self.state = State::Active(active);
+        self.queues.activate(active);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.actual = [0; 4];
-        self.state = State::Inactive;
+        self.queues.reset();
     }
 
     fn set_interrupt(&mut self, interrupt: Interrupt) {
@@ -162,13 +160,12 @@ impl VirtioDevice for Balloon {
 
 impl MutEventSubscriber for Balloon {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.kicks.watch(ops, "balloon");
+        self.queues.watch(ops, "balloon");
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        let index = self.kicks.acknowledge(&events);
         let backing = self.backing;
-        self.state.serve(&self.kicks, index, |mem, chain| match index {
+        self.queues.process(&events, |index, mem, chain| match index {
             INFLATE => inflate(backing, mem, chain),
             REPORT => report(backing, mem, chain),
             // Deflated pages are the guest's again once it touches them: there is nothing to do.

@@ -20,7 +20,7 @@ use super::request::{
     MAX_DISCARD, MAX_DISCARD_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZERO, MAX_ZERO_RANGES, Request, Status,
 };
 use crate::api::SECTOR;
-use crate::devices::queue::{BUDGET, Chain, Kicks, Served, State, Violation};
+use crate::devices::queue::{BUDGET, Chain, Queues, Served, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
 
@@ -47,20 +47,14 @@ const RANGE_WORK: usize = 64 << 10;
 #[derive(Debug)]
 pub struct ImageDisk {
     extents: Extents,
-    kicks: Kicks,
+    queues: Queues,
     interrupt: Option<Interrupt>,
-    state: State,
 }
 
 impl ImageDisk {
     /// A disk without extents: its capacity is 0. Fails when the process has no descriptor left for its kick.
     pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            extents: Extents::default(),
-            kicks: Kicks::new(QUEUE_SIZES.len())?,
-            interrupt: None,
-            state: State::Inactive,
-        })
+        Ok(Self { extents: Extents::default(), queues: Queues::new(QUEUE_SIZES.len())?, interrupt: None })
     }
 
     /// Appends a regular file or block device, whose size is taken now, at the next multiple of 1 MiB, and tells the
@@ -176,7 +170,7 @@ impl VirtioDevice for ImageDisk {
     }
 
     fn kicks(&self) -> &[EventFd] {
-        self.kicks.events()
+        self.queues.kicks()
     }
 
     fn features(&self) -> u64 {
@@ -188,12 +182,12 @@ impl VirtioDevice for ImageDisk {
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
-        self.state = State::Active(active);
+        self.queues.activate(active);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.state = State::Inactive;
+        self.queues.reset();
     }
 
     fn set_interrupt(&mut self, interrupt: Interrupt) {
@@ -203,12 +197,11 @@ impl VirtioDevice for ImageDisk {
 
 impl MutEventSubscriber for ImageDisk {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.kicks.watch(ops, "image disk");
+        self.queues.watch(ops, "image disk");
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        let index = self.kicks.acknowledge(&events);
-        let features = self.state.features();
-        self.state.serve(&self.kicks, index, |mem, chain| serve(&mut self.extents, features, mem, chain));
+        let features = self.queues.features();
+        self.queues.process(&events, |_, mem, chain| serve(&mut self.extents, features, mem, chain));
     }
 }

@@ -9,7 +9,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::host;
-use crate::devices::queue::{Chain, Kicks, Served, State, Violation};
+use crate::devices::queue::{Chain, Queues, Served, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
@@ -22,14 +22,13 @@ const CHUNK: usize = 4 << 10;
 /// The entropy device: fills the driver's buffers with the host's random bytes, at most 64 KiB for each request.
 #[derive(Debug)]
 pub struct Rng {
-    kicks: Kicks,
-    state: State,
+    queues: Queues,
 }
 
 impl Rng {
     /// An entropy device. Fails when the process has no descriptor left for its kick.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { kicks: Kicks::new(QUEUE_SIZES.len())?, state: State::Inactive })
+        Ok(Self { queues: Queues::new(QUEUE_SIZES.len())? })
     }
 }
 
@@ -61,7 +60,7 @@ impl VirtioDevice for Rng {
     }
 
     fn kicks(&self) -> &[EventFd] {
-        self.kicks.events()
+        self.queues.kicks()
     }
 
     fn features(&self) -> u64 {
@@ -73,22 +72,21 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
-        self.state = State::Active(active);
+        self.queues.activate(active);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.state = State::Inactive;
+        self.queues.reset();
     }
 }
 
 impl MutEventSubscriber for Rng {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.kicks.watch(ops, "entropy device");
+        self.queues.watch(ops, "entropy device");
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        let index = self.kicks.acknowledge(&events);
-        self.state.serve(&self.kicks, index, serve);
+        self.queues.process(&events, |_, mem, chain| serve(mem, chain));
     }
 }
