@@ -4,7 +4,7 @@ mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 mod interrupt;
-mod mmio;
+pub mod mmio;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod mock;
 

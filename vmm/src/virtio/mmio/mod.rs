@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Active, GuestMemory, Interrupt, VirtioDevice};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod registers;
 
 use registers as reg;

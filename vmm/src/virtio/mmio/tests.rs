@@ -346,6 +346,11 @@ fn accesses() -> impl Strategy<Value = (u64, Vec<u8>)> {
 
 proptest! {
     #[test]
+    fn nothing_a_driver_does_to_the_registers_harms_the_device(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        hostile::run(&bytes);
+    }
+
+    #[test]
     fn no_write_in_any_status_changes_active_queues_or_panics(
         status in prop::sample::select(vec![0u32, 1, 3, 11, 15]),
         writes in prop::collection::vec(accesses(), 1..60),
