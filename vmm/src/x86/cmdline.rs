@@ -11,7 +11,9 @@ use super::layout::{CMDLINE_SIZE, RAMOOPS, RAMOOPS_RECORD, VIRTIO_IRQS, VIRTIO_S
 /// - `noreplace-smp`: patching the LOCK prefixes out for one CPU, and in again for more, costs more than they do.
 /// - `tsc=reliable`: no watchdog that wakes an idle guest twice a second.
 /// - `swiotlb=noforce`: no device bounces, so no 64 MiB for bounce buffers.
-const BASE: &str = "reboot=k panic=-1 maxcpus=1 noreplace-smp tsc=reliable swiotlb=noforce";
+/// - `dummy.numdummies=0`: no interface that nobody has asked for.
+const BASE: &str =
+    "reboot=k panic=-1 maxcpus=1 noreplace-smp tsc=reliable swiotlb=noforce dummy.numdummies=0";
 
 /// The command line could not be made.
 #[derive(Debug, thiserror::Error)]
