@@ -1,9 +1,12 @@
 //! A VM's life, from the configuration to the last message.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+
+use nix::sys::prctl;
 
 use crate::api::{Event, ExitReason, FromVmm, VmConfig};
 use crate::builder::{self, Built, Device, Thread};
@@ -26,16 +29,27 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
     let outbox = Outbox::new(channel.clone());
     let reason = match channel.receive::<VmConfig>() {
         Ok(None) => return None,
-        Ok(Some((config, fds))) => match builder::build(&config, fds, &outbox, &mut marks) {
-            Ok(built) => run_built(built, channel, &outbox, marks)?,
-            Err(error) => ExitReason::Failure(crate::describe(&error)),
-        },
+        Ok(Some((config, fds))) => {
+            name_process(&config.name);
+            match builder::build(&config, fds, &outbox, &mut marks) {
+                Ok(built) => run_built(built, channel, &outbox, marks)?,
+                Err(error) => ExitReason::Failure(crate::describe(&error)),
+            }
+        }
         Err(error) => {
             ExitReason::Failure(format!("can't read the VM's configuration: {}", crate::describe(&error)))
         }
     };
     outbox.finish(reason.clone());
     Some(reason)
+}
+
+/// Tells an administrator whose VMM this is. The kernel cuts the name off.
+fn name_process(pod: &str) {
+    // It fails for a name with a zero byte in it, which is nobody's.
+    if let Ok(name) = CString::new(format!("vmm:{pod}")) {
+        let _ = prctl::set_name(&name);
+    }
 }
 
 /// Runs a VM. `None` when the owner has gone.
