@@ -22,7 +22,7 @@ pub const SECTOR: u64 = 512;
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// Name of the pod, for messages.
+    /// Name of the pod. Its beginning is what ps(1) and top(1) show of the VMM: `vmm:NAME`, 15 bytes in all.
     pub name: String,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
@@ -75,7 +75,7 @@ pub enum Action {
         read_only: bool,
     },
     /// Gives network interface `nic` the tap device of this message's one descriptor (opened with `IFF_TAP`,
-    /// `IFF_NO_PI` and `IFF_VNET_HDR`) and brings its link up.
+    /// `IFF_NO_PI` and `IFF_VNET_HDR`) and brings its link up. It takes the place of the one the interface has, if any.
     AttachNic {
         /// Index of the interface, from 0.
         nic: u8,

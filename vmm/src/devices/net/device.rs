@@ -40,9 +40,6 @@ const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
 /// A tap that can't be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The interface has one.
-    #[error("the interface already has a tap")]
-    Attached,
     /// It can't be used.
     #[error("can't use the descriptor as a tap")]
     Tap(#[source] TapError),
@@ -107,17 +104,16 @@ impl Net {
     /// Joins the interface to `tap`, a tap device with `IFF_NO_PI` and `IFF_VNET_HDR`, and brings its link up. From any
     /// thread; frames flow once the event loop runs and the driver is ready.
     ///
-    /// When the tap fails later, because its device was removed, the link goes down and another may be attached.
+    /// It takes the place of the tap that the interface has, if any. When the tap fails later, because its device was
+    /// removed, the link goes down.
     pub fn attach(&mut self, tap: File) -> Result<(), AttachError> {
         self.plug(Box::new(Tap::new(tap).map_err(AttachError::Tap)?))
     }
 
     /// [`Self::attach`] for any port.
     pub(super) fn plug(&mut self, port: Box<dyn Port>) -> Result<(), AttachError> {
-        if matches!(self.link, Link::Up(_)) {
-            return Err(AttachError::Attached);
-        }
         port.set_offloads(self.offloads()).map_err(AttachError::Join)?;
+        self.unplug();
         self.link = Link::Up(Plugged { port, watched: None });
         if let Err(error) = self.watch() {
             self.link = Link::Down;
@@ -169,11 +165,16 @@ impl Net {
     }
 
     /// The port failed: the link goes down.
-    fn unplug(&mut self, error: &io::Error) {
+    fn fail(&mut self, error: &io::Error) {
+        eprintln!("network device: link down, its tap failed: {error}");
+        self.unplug();
+        self.link_changed();
+    }
+
+    fn unplug(&mut self) {
         let Link::Up(Plugged { port, watched }) = std::mem::replace(&mut self.link, Link::Down) else {
             return;
         };
-        eprintln!("network device: link down, its tap failed: {error}");
         if watched.is_some() {
             // Its owner may hold the same tap, so that closing it would not remove it.
             let _ = self.epoll.delete(&*port);
@@ -184,7 +185,6 @@ impl Net {
             // Frames that wait for the port have nothing to wait for.
             self.kicks.repeat(TX);
         }
-        self.link_changed();
     }
 
     fn serve(&mut self, source: usize) -> Result<Outcome, Violation> {
@@ -261,7 +261,7 @@ impl VirtioDevice for Net {
         if let Link::Up(plugged) = &self.link {
             let set = plugged.port.set_offloads(self.offloads());
             if let Err(error) = set.and_then(|()| self.watch()) {
-                self.unplug(&error);
+                self.fail(&error);
             }
         }
         // Serves what the driver made available before it was ready.
@@ -289,10 +289,10 @@ impl MutEventSubscriber for Net {
         match self.serve(source) {
             Ok(Outcome::Served) => {
                 if let Err(error) = self.watch() {
-                    self.unplug(&error);
+                    self.fail(&error);
                 }
             }
-            Ok(Outcome::Unplugged(error)) => self.unplug(&error),
+            Ok(Outcome::Unplugged(error)) => self.fail(&error),
             Err(Violation) => {
                 if let State::Active(serving) = &self.state {
                     serving.driver.interrupt.needs_reset();

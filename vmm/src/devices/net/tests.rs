@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::tap::Offloads;
 use super::wire::{Peer, wire};
-use super::{AttachError, FRAMES, HEADER, MAX_FRAME, MIN_FRAME, Net, hostile};
+use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME, Net, hostile};
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, Used, WRITE};
 
@@ -94,11 +94,14 @@ fn address_is_local_and_of_its_own() {
 }
 
 #[test]
-fn second_tap_is_refused() {
-    let (driver, _peer) = plugged();
-    let (port, _other) = wire();
-    let result = driver.device().plug(Box::new(port));
-    assert!(matches!(result, Err(AttachError::Attached)));
+fn second_tap_takes_the_place_of_the_first() {
+    let (mut driver, first) = plugged();
+    let second = plug(&mut driver);
+    driver.push(TX, &[&frame(1, 60)], &[]);
+    driver.kick(TX);
+    assert_eq!(second.receive().unwrap(), frame(1, 60));
+    assert!(!first.send(&frame(2, 60)), "it is closed");
+    assert!(link_is_up(&driver));
 }
 
 #[test]
