@@ -4,14 +4,15 @@
 //! boots one in QEMU and runs them. There, `/agent` is the agent's binary, `/dev/vda` holds an erofs image of busybox
 //! from sector 2048 on and an ext4 filesystem behind it.
 
+mod network;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use monohull_protocol::agent::{
-    ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateSandboxRequest, Empty,
-    ExecRequest, Extent, Interface, Neighbour, Network, ProcessRequest, ResizeRequest, Route, SignalRequest,
-    Stdio, Storage, WaitResponse, storage::Source,
+    ContainerRequest, CreateContainerRequest, CreateSandboxRequest, Empty, ExecRequest, Extent,
+    ProcessRequest, ResizeRequest, SignalRequest, Stdio, Storage, WaitResponse, storage::Source,
 };
 use monohull_protocol::agent_ttrpc::AgentClient;
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ use crate::pod::Pod;
 use crate::process::Launcher;
 use crate::reaper::Reaper;
 use crate::server::{self, End};
+use network::{the_network_follows_the_host, the_network_is_the_hosts};
 
 const CONTAINERS: &str = "/run/monohull/containers";
 const STATE: &str = "/run/monohull/oci";
@@ -494,66 +496,6 @@ async fn a_request_may_overtake_the_growth_of_the_disk(host: &Host) {
     nothing_left("x");
 }
 
-async fn the_network_is_the_hosts(host: &Host) {
-    let interface = |name: &str, nic, addresses: &[&str]| Interface {
-        name: name.into(),
-        nic,
-        mac: vec![2, 0, 0, 0, 0, nic.try_into().unwrap()],
-        mtu: 1400,
-        addresses: addresses.iter().map(|address| (*address).into()).collect(),
-        ..Default::default()
-    };
-    let route = |destination: &str, gateway: &str, onlink, ipv6| Route {
-        interface: "eth0".into(),
-        destination: destination.into(),
-        gateway: gateway.into(),
-        onlink,
-        ipv6,
-        ..Default::default()
-    };
-    let network = Network {
-        // The second device gets the name that the kernel gave the first.
-        interfaces: vec![
-            interface("eth0", 1, &["10.9.0.2/24", "fd09::2/64"]),
-            interface("net1", 0, &["10.8.0.2/16"]),
-        ],
-        routes: vec![
-            route("", "10.9.0.1", false, false),
-            route("", "fe80::1", false, true),
-            route("192.0.2.0/24", "198.51.100.1", true, false),
-            Route { scope: 253, metric: 7, ..route("203.0.113.0/24", "", false, false) },
-        ],
-        neighbours: vec![Neighbour {
-            interface: "eth0".into(),
-            address: "10.9.0.1".into(),
-            mac: vec![2, 9, 9, 9, 9, 9],
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
-    let request = ConfigureNetworkRequest { network: Some(network).into(), ..Default::default() };
-    for _ in 0..2 {
-        host.client.configure_network(with_timeout(DEADLINE), &request).await.unwrap();
-    }
-    let script = "ip -o addr show scope global | awk '{print $2, $4, $NF == \"tentative\"}'; ip link show eth0; \
-        ip route; ip -6 route show default; ip neigh; ping -c 1 -q 127.0.0.1 | tail -2 | head -1";
-    let (_, output) = host.run("net", &shell(script)).await;
-    for expected in [
-        "eth0 10.9.0.2/24 0",
-        "eth0 fd09::2/64 0",
-        "net1 10.8.0.2/16 0",
-        "mtu 1400",
-        "link/ether 02:00:00:00:00:01",
-        "default via 10.9.0.1 dev eth0",
-        "192.0.2.0/24 via 198.51.100.1 dev eth0",
-        "203.0.113.0/24 dev eth0 scope link  metric 7",
-        "default via fe80::1 dev eth0",
-        "10.9.0.1 dev eth0 lladdr 02:09:09:09:09:09",
-    ] {
-        assert!(output.contains(expected), "{expected:?} is not in\n{output}");
-    }
-}
-
 async fn containers_can_share_the_pods_namespaces(host: &Host) {
     host.sleeper("pause", &spec(&["true"])).await;
     let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; [ $$ = 1 ] || echo shared");
@@ -604,6 +546,7 @@ async fn the_agent_keeps_its_promises() {
         a_failed_storage_leaves_nothing_and_says_why
         a_request_may_overtake_the_growth_of_the_disk
         the_network_is_the_hosts
+        the_network_follows_the_host
         containers_can_share_the_pods_namespaces
         processes_left_behind_end_with_the_container
     }

@@ -9,6 +9,7 @@ mod disk;
 mod early;
 mod error;
 mod executable;
+mod forward;
 #[cfg(test)]
 mod guest_tests;
 mod helper;

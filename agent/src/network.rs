@@ -1,17 +1,23 @@
-//! The pod's network interfaces, routes and neighbours, as the host's pod network namespace has them.
+//! The pod's network interfaces, addresses, routes, neighbours and rules, as the host's pod network namespace has them.
 
-use std::net::IpAddr;
+mod nic;
+
+use std::collections::HashMap;
 use std::path::Path;
 
+use futures_util::StreamExt;
 use monohull_protocol::agent;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, LinkUnspec};
 
 use crate::error::{Doing, Error, Result};
+pub(crate) use nic::Nic;
 
 const DEVICES: &str = "/sys/class/net";
 /// The index that every network namespace gives its loopback device (`LOOPBACK_IFINDEX` of linux/net_namespace.h).
@@ -30,34 +36,42 @@ pub(crate) async fn bring_up_loopback() -> Result<()> {
         .doing(|| "bring up lo".into())
 }
 
-/// Makes the network what `network` says. Nothing waits for a carrier or for duplicate address detection. Repeating it
-/// with more interfaces is fine.
-pub(crate) async fn configure(network: &agent::Network) -> Result<()> {
-    let handle = connect()?;
-    for interface in &network.interfaces {
-        set_up_interface(&handle, interface)
-            .await
-            .map_err(|error| error.within(format_args!("interface {}", interface.name)))?;
+/// What the network is, as far as the host has said.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    /// Entries of agent.proto, each with the guest's indexes.
+    entries: Vec<RouteNetlinkMessage>,
+}
+
+impl Network {
+    /// Makes the network what `wanted` says. Nothing waits for a carrier or for duplicate address detection.
+    pub(crate) async fn configure(&mut self, wanted: &agent::Network) -> Result<()> {
+        let handle = connect()?;
+        let mut indexes = HashMap::from([(LOOPBACK, LOOPBACK)]);
+        for interface in &wanted.interfaces {
+            let index = set_up_interface(&handle, interface)
+                .await
+                .map_err(|error| error.within(format_args!("interface {}", interface.name)))?;
+            indexes.insert(interface.index, index);
+        }
+        let entries =
+            wanted.entries.iter().map(|bytes| entry(bytes, &indexes)).collect::<Result<Vec<_>>>()?;
+        for gone in self.entries.iter().rev().filter(|entry| !entries.contains(entry)) {
+            remove(&handle, gone.clone()).await?;
+        }
+        for entry in &entries {
+            add(&handle, entry.clone()).await?;
+        }
+        self.entries = entries;
+        Ok(())
     }
-    // Routes through a gateway need the route to the gateway first.
-    let (direct, via): (Vec<_>, Vec<_>) = network.routes.iter().partition(|route| route.gateway.is_empty());
-    for route in direct.into_iter().chain(via) {
-        let what = || format!("route to {} on {}", destination_name(route), route.interface);
-        let message = route_message(route, index(&route.interface)?).map_err(|error| error.within(what()))?;
-        handle.route().add(message).replace().execute().await.doing(|| format!("add {}", what()))?;
-    }
-    for neighbour in &network.neighbours {
-        let address = parse_ip("neighbour", &neighbour.address)?;
-        handle
-            .neighbours()
-            .add(index(&neighbour.interface)?, address)
-            .link_layer_address(&check_mac(&neighbour.mac)?)
-            .replace()
-            .execute()
-            .await
-            .doing(|| format!("add neighbour {address} on {}", neighbour.interface))?;
-    }
-    Ok(())
+}
+
+/// The devices that no interface of `wanted` uses and that containers can see. They would not be there on the host.
+pub(crate) fn spares(wanted: &agent::Network) -> Result<Vec<Nic>> {
+    let used = |number| wanted.interfaces.iter().any(|interface| interface.nic == number);
+    let spares = (0..).zip(nic::all()?).filter(|(number, nic)| !used(*number) && nic.is_bound());
+    Ok(spares.map(|(_, nic)| nic).collect())
 }
 
 fn connect() -> Result<Handle> {
@@ -67,40 +81,45 @@ fn connect() -> Result<Handle> {
     Ok(handle)
 }
 
-async fn set_up_interface(handle: &Handle, interface: &agent::Interface) -> Result<()> {
+/// Returns the device's index.
+async fn set_up_interface(handle: &Handle, interface: &agent::Interface) -> Result<u32> {
     check_name(&interface.name)?;
     let mac = check_mac(&interface.mac)?;
-    let device = nic(interface.nic)?;
-    let number = index(&device)?;
+    let device = nic::nth(interface.nic)?.device()?;
+    let index = index(&device)?;
     if device != interface.name {
         make_way(handle, &interface.name).await?;
     }
-    let mut link = LinkUnspec::new_with_index(number).name(&interface.name).address(mac);
+    let mut link = LinkUnspec::new_with_index(index).name(&interface.name).address(mac);
     if interface.mtu > 0 {
         link = link.mtu(interface.mtu);
     }
     handle.link().set(link.build()).execute().await.doing(|| format!("configure {device}"))?;
-    // Addresses come from the host, which has seen to it that they are unique: no advertisements, no waiting.
-    for setting in ["accept_ra", "accept_dad"] {
-        let path = format!("/proc/sys/net/ipv6/conf/{}/{setting}", interface.name);
-        match std::fs::write(&path, "0") {
-            // Switched off on the kernel's command line.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            result => result.doing(|| format!("write {path}"))?,
-        }
+    // Addresses come from the host, which has seen to it that they are unique: no waiting.
+    set_ipv6(&interface.name, "accept_dad", "0")?;
+    interface.ipv6.iter().try_for_each(|(key, value)| set_ipv6(&interface.name, key, value))?;
+    let up = up(index, interface.no_arp);
+    handle.link().set(up).execute().await.doing(|| "bring it up".into())?;
+    Ok(index)
+}
+
+fn up(index: u32, no_arp: bool) -> LinkMessage {
+    let mut link = LinkUnspec::new_with_index(index).up().build();
+    link.header.change_mask |= LinkFlags::Noarp;
+    link.header.flags.set(LinkFlags::Noarp, no_arp);
+    link
+}
+
+fn set_ipv6(interface: &str, key: &str, value: &str) -> Result<()> {
+    if key.contains('/') || key.starts_with('.') {
+        return Err(Error::Invalid(format!("ipv6: {key:?} is not the name of a setting")));
     }
-    handle
-        .link()
-        .set(LinkUnspec::new_with_index(number).up().build())
-        .execute()
-        .await
-        .doing(|| "bring it up".into())?;
-    for text in &interface.addresses {
-        let (address, prefix) = parse_prefix("address", text)?;
-        let added = handle.address().add(number, address, prefix).replace().execute().await;
-        added.doing(|| format!("add address {text}"))?;
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/{key}");
+    match std::fs::write(&path, value) {
+        // IPv6 is switched off on the kernel's command line.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.doing(|| format!("write {value} to {path}")),
     }
-    Ok(())
 }
 
 /// Gives a device that has the name `name`, if there is one, another that nobody wants.
@@ -113,31 +132,7 @@ async fn make_way(handle: &Handle, name: &str) -> Result<()> {
     handle.link().set(link).execute().await.doing(|| format!("rename the other device called {name}"))
 }
 
-/// The name of the network device that the VMM made as its `wanted`th.
-fn nic(wanted: u32) -> Result<String> {
-    let entries = std::fs::read_dir(DEVICES).doing(|| format!("list {DEVICES}"))?;
-    let mut devices: Vec<(u32, String)> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let device = entry.path().join("device").canonicalize().ok()?;
-            Some((slot(&device)?, entry.file_name().into_string().ok()?))
-        })
-        .collect();
-    devices.sort_unstable();
-    let found = usize::try_from(wanted).ok().and_then(|wanted| devices.into_iter().nth(wanted));
-    found
-        .map(|(_, name)| name)
-        .ok_or_else(|| Error::Invalid(format!("nic: the VM has no network device {wanted}")))
-}
-
-/// The number of a virtio-mmio device: the kernel counts them in the order in which its command line names them, which
-/// is that of their addresses.
-fn slot(device: &Path) -> Option<u32> {
-    device.iter().find_map(|part| part.to_str()?.strip_prefix("virtio-mmio.")?.parse().ok())
-}
-
 fn index(name: &str) -> Result<u32> {
-    check_name(name)?;
     let path = format!("{DEVICES}/{name}/ifindex");
     let text = std::fs::read_to_string(&path)
         .map_err(|_| Error::Invalid(format!("there is no interface {name:?}")))?;
@@ -160,84 +155,124 @@ fn check_mac(mac: &[u8]) -> Result<Vec<u8>> {
     Ok(mac.to_vec())
 }
 
-fn parse_ip(field: &str, text: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| Error::Invalid(format!("{field}: {text:?} is not an IP address")))
-}
-
-fn parse_prefix(field: &str, text: &str) -> Result<(IpAddr, u8)> {
-    let parsed = text.split_once('/').and_then(|(address, prefix)| {
-        let address: IpAddr = address.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok()?;
-        (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, prefix))
-    });
-    parsed.ok_or_else(|| Error::Invalid(format!("{field}: {text:?} is not an address with a prefix length")))
-}
-
-fn destination_name(route: &agent::Route) -> &str {
-    if route.destination.is_empty() { "default" } else { &route.destination }
-}
-
-fn route_address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(address) => RouteAddress::Inet(address),
-        IpAddr::V6(address) => RouteAddress::Inet6(address),
-    }
-}
-
-/// `route` as rtnetlink wants it.
-fn route_message(route: &agent::Route, interface: u32) -> Result<RouteMessage> {
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = if route.ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    header.table = RouteHeader::RT_TABLE_MAIN;
-    header.protocol = RouteProtocol::Static;
-    header.kind = RouteType::Unicast;
-    let scope = u8::try_from(route.scope)
-        .map_err(|_| Error::Invalid(format!("scope: {} is too large", route.scope)))?;
-    header.scope = RouteScope::from(scope);
-    if route.onlink {
-        header.flags |= RouteFlags::Onlink;
-    }
-    let family = |field: &str, address: IpAddr| {
-        if address.is_ipv6() == route.ipv6 {
-            return Ok(address);
-        }
-        Err(Error::Invalid(format!("{field}: {address} is of the other IP version")))
+/// Reads an entry of agent.proto. `indexes` leads from the host's indexes to the guest's.
+fn entry(bytes: &[u8], indexes: &HashMap<u32, u32>) -> Result<RouteNetlinkMessage> {
+    let bad = |why: &dyn std::fmt::Display| Error::Invalid(format!("network entry: {why}"));
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).map_err(|error| bad(&error))?;
+    let NetlinkPayload::InnerMessage(mut message) = message.payload else {
+        return Err(bad(&"it is not an rtnetlink message"));
     };
-    let mut attributes = vec![RouteAttribute::Oif(interface)];
-    if !route.destination.is_empty() {
-        let (address, prefix) = parse_prefix("destination", &route.destination)?;
-        header.destination_prefix_length = prefix;
-        attributes.push(RouteAttribute::Destination(route_address(family("destination", address)?)));
+    let translate = |index: &mut u32| {
+        let own = indexes.get(index);
+        *index = *own.ok_or_else(|| bad(&format_args!("there is no interface with index {index}")))?;
+        Ok(())
+    };
+    match &mut message {
+        RouteNetlinkMessage::NewAddress(address) => translate(&mut address.header.index)?,
+        RouteNetlinkMessage::NewNeighbour(neighbour) => translate(&mut neighbour.header.ifindex)?,
+        RouteNetlinkMessage::NewRoute(route) => translate_route(route, translate)?,
+        // It names interfaces by their names.
+        RouteNetlinkMessage::NewRule(_) => {}
+        _ => return Err(bad(&"it is neither an address nor a route, neighbour or rule")),
     }
-    if !route.gateway.is_empty() {
-        let gateway = family("gateway", parse_ip("gateway", &route.gateway)?)?;
-        attributes.push(RouteAttribute::Gateway(route_address(gateway)));
-    }
-    if !route.source.is_empty() {
-        let source = family("source", parse_ip("source", &route.source)?)?;
-        attributes.push(RouteAttribute::PrefSource(route_address(source)));
-    }
-    if route.metric > 0 {
-        attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    if route.mtu > 0 {
-        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
-    }
-    message.attributes = attributes;
     Ok(message)
+}
+
+fn translate_route(route: &mut RouteMessage, translate: impl Fn(&mut u32) -> Result<()>) -> Result<()> {
+    for attribute in &mut route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => translate(index)?,
+            RouteAttribute::MultiPath(hops) => {
+                hops.iter_mut().try_for_each(|hop| translate(&mut hop.interface_index))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Adds an entry. One that is there already is left or replaced.
+async fn add(handle: &Handle, entry: RouteNetlinkMessage) -> Result<()> {
+    let how = match &entry {
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewNeighbour(_) => NLM_F_REPLACE,
+        // Several routes may differ in nothing but their interface: none replaces another.
+        RouteNetlinkMessage::NewRoute(_) => NLM_F_APPEND,
+        _ => NLM_F_EXCL,
+    };
+    request(handle, entry, NLM_F_CREATE | how, "add", &[libc::EEXIST]).await
+}
+
+/// Removes an entry. One that is gone, perhaps with its interface, is no error.
+async fn remove(handle: &Handle, entry: RouteNetlinkMessage) -> Result<()> {
+    let removal = match entry {
+        RouteNetlinkMessage::NewAddress(address) => RouteNetlinkMessage::DelAddress(address),
+        RouteNetlinkMessage::NewNeighbour(neighbour) => RouteNetlinkMessage::DelNeighbour(neighbour),
+        RouteNetlinkMessage::NewRoute(route) => RouteNetlinkMessage::DelRoute(route),
+        RouteNetlinkMessage::NewRule(rule) => RouteNetlinkMessage::DelRule(rule),
+        _ => return Ok(()),
+    };
+    let gone = [libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENOENT, libc::ESRCH];
+    request(handle, removal, 0, "remove", &gone).await
+}
+
+async fn request(
+    handle: &Handle,
+    message: RouteNetlinkMessage,
+    flags: u16,
+    verb: &str,
+    fine: &[i32],
+) -> Result<()> {
+    let described = describe(&message);
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    let mut handle = handle.clone();
+    let mut answers = handle.request(message).doing(|| format!("{verb} {described}"))?;
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && !fine.contains(&-error.raw_code())
+        {
+            return Err(error.to_io()).doing(|| format!("{verb} {described}"));
+        }
+    }
+    Ok(())
+}
+
+/// An entry for a message to the user, who knows it in the words of ip(8).
+fn describe(entry: &RouteNetlinkMessage) -> String {
+    use RouteNetlinkMessage as Message;
+    match entry {
+        Message::NewAddress(address) | Message::DelAddress(address) => {
+            format!("address {:?}", address.attributes)
+        }
+        Message::NewRoute(route) | Message::DelRoute(route) => format!("route {:?}", route.attributes),
+        Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
+            format!("neighbour {:?}", neighbour.attributes)
+        }
+        Message::NewRule(rule) | Message::DelRule(rule) => format!("rule {:?}", rule.attributes),
+        _ => "a message of another kind".into(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use rtnetlink::RouteMessageBuilder;
+    use rtnetlink::packet_route::link::LinkMessage;
+
     use super::*;
 
-    #[test]
-    fn devices_are_ordered_by_number_not_by_text() {
-        let path = |n: u32| format!("/sys/devices/virtio-mmio-cmdline/virtio-mmio.{n}/virtio{n}");
-        assert_eq!(slot(Path::new(&path(2))), Some(2));
-        assert!(slot(Path::new(&path(10))) > slot(Path::new(&path(9))));
-        assert_eq!(slot(Path::new("/sys/devices/virtual/net/lo")), None);
+    fn bytes(message: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::from(message);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn default_route(interface: u32) -> RouteMessage {
+        let gateway = Ipv4Addr::new(10, 1, 2, 1);
+        RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(interface).build()
     }
 
     #[test]
@@ -246,34 +281,28 @@ mod tests {
             assert!(check_name(name).is_err(), "{name:?}");
         }
         assert!(check_name("eth0.100").is_ok());
+        assert!(set_ipv6("eth0", "../all/forwarding", "1").is_err());
     }
 
     #[test]
-    fn prefixes_are_checked_against_their_family() {
-        assert_eq!(parse_prefix("x", "10.1.2.3/24").unwrap(), ([10, 1, 2, 3].into(), 24));
-        for text in ["10.1.2.3", "10.1.2.3/33", "fd00::1/129", "x/8", "10.0.0.0/-1"] {
-            assert!(parse_prefix("x", text).is_err(), "{text}");
+    fn the_hosts_indexes_become_the_guests() {
+        let indexes = HashMap::from([(1, 1), (7, 3)]);
+        let entry = entry(&bytes(RouteNetlinkMessage::NewRoute(default_route(7))), &indexes).unwrap();
+        assert_eq!(entry, RouteNetlinkMessage::NewRoute(default_route(3)));
+    }
+
+    #[test]
+    fn entries_that_make_no_sense_are_refused() {
+        let indexes = HashMap::from([(1, 1)]);
+        let unknown = bytes(RouteNetlinkMessage::NewRoute(default_route(7)));
+        let other_kind = bytes(RouteNetlinkMessage::NewLink(LinkMessage::default()));
+        for (bytes, why) in [
+            (unknown, "no interface with index 7"),
+            (other_kind, "neither an address"),
+            (vec![1, 2, 3], "network entry"),
+        ] {
+            let error = entry(&bytes, &indexes).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
-    }
-
-    #[test]
-    fn a_default_route_has_a_family_and_no_destination() {
-        let route =
-            agent::Route { gateway: "fd00::1".into(), ipv6: true, onlink: true, ..Default::default() };
-        let message = route_message(&route, 3).unwrap();
-        assert_eq!(message.header.address_family, AddressFamily::Inet6);
-        assert!(message.header.flags.contains(RouteFlags::Onlink));
-        let gateway = RouteAttribute::Gateway(RouteAddress::Inet6("fd00::1".parse().unwrap()));
-        assert_eq!(message.attributes, [RouteAttribute::Oif(3), gateway]);
-    }
-
-    #[test]
-    fn a_route_of_two_families_is_refused() {
-        let route = agent::Route {
-            destination: "10.0.0.0/8".into(),
-            gateway: "fd00::1".into(),
-            ..Default::default()
-        };
-        assert!(matches!(route_message(&route, 3), Err(Error::Invalid(_))));
     }
 }

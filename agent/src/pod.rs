@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use monohull_protocol::agent;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::container::{Container, Environment};
 use crate::error::{Error, Result, chain};
+use crate::network::{self, Network};
 use crate::process::Exit;
 use crate::stdio::Streams;
-use crate::{clock, kmsg, network, paths, sandbox};
+use crate::{clock, kmsg, paths, sandbox};
 
 /// The pod. Requests are served concurrently; what they change is behind short locks, never held across an await.
 pub(crate) struct Pod {
@@ -19,6 +20,8 @@ pub(crate) struct Pod {
     /// CLOCK_BOOTTIME in microseconds when main began.
     started_us: u64,
     state: Mutex<State>,
+    /// Held while the network is changed.
+    network: Arc<tokio::sync::Mutex<Network>>,
     /// True when all has been ended and the machine is to be reset.
     ended: watch::Sender<bool>,
 }
@@ -50,7 +53,7 @@ impl Pod {
     pub(crate) fn new(environment: Environment, started_us: u64) -> Self {
         let state = State { phase: Phase::Blank, containers: Vec::new() };
         let (streams, ended) = (Streams::default(), watch::Sender::new(false));
-        Self { streams, environment, started_us, state: state.into(), ended }
+        Self { streams, environment, started_us, state: state.into(), network: Arc::default(), ended }
     }
 
     /// Makes this VM the pod that the request describes.
@@ -64,7 +67,9 @@ impl Pod {
             self.lock().phase = before;
             return Err(Error::Precondition("the sandbox has been created already".into()));
         }
-        sandbox::create(request).await?;
+        let mut network = self.network.clone().lock_owned().await;
+        sandbox::create(request, &mut network).await?;
+        hide_spares(network, request.network.get_or_default())?;
         Ok(agent::CreateSandboxResponse {
             agent_start_us: self.started_us,
             agent_ready_us: ready_us,
@@ -73,9 +78,11 @@ impl Pod {
         })
     }
 
-    pub(crate) async fn configure_network(&self, network: &agent::Network) -> Result<()> {
+    pub(crate) async fn configure_network(&self, wanted: &agent::Network) -> Result<()> {
         self.check_phase(self.lock().phase)?;
-        network::configure(network).await
+        let mut network = self.network.clone().lock_owned().await;
+        network.configure(wanted).await?;
+        hide_spares(network, wanted)
     }
 
     /// Returns the guest pid of the new container's init process.
@@ -132,6 +139,8 @@ impl Pod {
     }
 
     pub(crate) async fn start(&self, id: &str) -> Result<()> {
+        // By then the network is what it is to be, and spare devices are hidden.
+        drop(self.network.lock().await);
         self.container(id)?.start(&self.environment).await
     }
 
@@ -215,4 +224,21 @@ impl Pod {
         // The state is consistent at every point where a holder could have panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Hides the network devices that are not in use. That takes time, which a pod's first process need not wait for before
+/// it is started: `turn` is held until it is done.
+fn hide_spares(turn: OwnedMutexGuard<Network>, wanted: &agent::Network) -> Result<()> {
+    let spares = network::spares(wanted)?;
+    if !spares.is_empty() {
+        tokio::task::spawn_blocking(move || {
+            for spare in spares {
+                if let Err(error) = spare.unbind() {
+                    kmsg::error(format!("hide a spare network device: {}", chain(&error)));
+                }
+            }
+            drop(turn);
+        });
+    }
+    Ok(())
 }

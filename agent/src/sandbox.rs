@@ -8,7 +8,8 @@ use monohull_protocol::agent::CreateSandboxRequest;
 use rustix::mount::{MountFlags, mount};
 
 use crate::error::{Doing, Error, Result};
-use crate::{clock, network, sys};
+use crate::network::{self, Network};
+use crate::{clock, sys};
 
 /// Least entropy in bytes that makes one pod's random numbers unlike another's.
 const ENTROPY_MIN: usize = 32;
@@ -18,7 +19,7 @@ const SHM_DEFAULT: u64 = 64 << 20;
 const SHM: &str = "/dev/shm";
 
 /// Applies the request; called once.
-pub(crate) async fn create(request: &CreateSandboxRequest) -> Result<()> {
+pub(crate) async fn create(request: &CreateSandboxRequest, network: &mut Network) -> Result<()> {
     // First: nothing below may draw random numbers that another pod draws, too.
     add_entropy(&request.entropy)?;
     clock::set_real_ns(request.realtime_ns)?;
@@ -29,9 +30,7 @@ pub(crate) async fn create(request: &CreateSandboxRequest) -> Result<()> {
     bring_up_cpus(request.cpus)?;
     mount_shared_memory(request.shm_bytes)?;
     network::bring_up_loopback().await?;
-    if let Some(network) = request.network.as_ref() {
-        network::configure(network).await?;
-    }
+    network.configure(request.network.get_or_default()).await?;
     // After the network: some settings are those of its interfaces.
     request.sysctls.iter().try_for_each(|(key, value)| set_sysctl(key, value))
 }

@@ -7,6 +7,7 @@ pub mod check;
 pub mod container;
 #[cfg(test)]
 mod fake;
+mod forward;
 pub mod image;
 pub mod network;
 pub mod pod;

@@ -3,6 +3,7 @@
 mod containers;
 mod error;
 mod link;
+mod network;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,7 @@ use monohull_vmm::api::{ExitReason, VmConfig};
 use oci_spec::runtime as oci;
 use protobuf::MessageField;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::agent::Agent;
 use crate::container::Prepared;
@@ -89,11 +90,13 @@ pub struct Pod {
     timeline: Timeline,
     vm: Vm,
     link: Link,
-    vsock: Vsock,
+    vsock: Arc<Vsock>,
     state: Arc<StateFile>,
     containers: Containers,
     /// `None` in a pod without a network. Changed by one refresh at a time.
     network: Option<tokio::sync::Mutex<Network>>,
+    /// Whether the engine has attached the pod to its networks.
+    settled: watch::Sender<bool>,
     next_stream: AtomicU64,
 }
 
@@ -120,17 +123,22 @@ impl Pod {
         let Booting { vm, ready, mut network } = boot(&config, files, &state).await?;
         let watch = vm.watch();
         match set_up(&config, &vm, ready, network.as_mut()).await {
-            Ok(agent) => Ok(Arc::new(Self {
-                settings: config.settings,
-                timeline: config.timeline,
-                link: Link { agent, vm: watch },
-                vm,
-                vsock,
-                state: Arc::new(state),
-                containers: Containers::default(),
-                network: network.map(tokio::sync::Mutex::new),
-                next_stream: AtomicU64::new(1),
-            })),
+            Ok(agent) => {
+                let pod = Arc::new(Self {
+                    settings: config.settings,
+                    timeline: config.timeline,
+                    link: Link { agent, vm: watch },
+                    vm,
+                    vsock: Arc::new(vsock),
+                    state: Arc::new(state),
+                    containers: Containers::default(),
+                    network: network.map(tokio::sync::Mutex::new),
+                    settled: watch::Sender::new(false),
+                    next_stream: AtomicU64::new(1),
+                });
+                network::follow(&pod)?;
+                Ok(pod)
+            }
             Err(error) => {
                 drop(vm);
                 watch.ended().await;
@@ -157,23 +165,6 @@ impl Pod {
         }
     }
 
-    /// Joins interfaces that appeared in the network namespace since the start (Docker, nerdctl hooks).
-    pub async fn refresh_network(&self) -> Result<(), PodError> {
-        let Some(network) = &self.network else { return Ok(()) };
-        let mut network = network.lock().await;
-        if !network.refresh().await? {
-            return Ok(());
-        }
-        network.attach(&self.vm).await?;
-        match self.link.agent.configure_network(network.request()).await {
-            Ok(()) => {
-                self.state.mark("network changed");
-                Ok(())
-            }
-            Err(error) => Err(self.link.error(error).await),
-        }
-    }
-
     /// Waits for the end of the VM, whatever brings it. Returns at once if it has ended.
     pub async fn ended(&self) -> ExitReason {
         self.link.vm.ended().await.reason
@@ -185,6 +176,7 @@ impl Pod {
             self.end_vm().await;
         }
         let reason = self.ended().await;
+        self.leave_network().await;
         self.state.remove()?;
         Ok(reason)
     }

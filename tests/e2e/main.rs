@@ -15,6 +15,7 @@ mod budget;
 mod cli;
 mod containers;
 mod leaks;
+mod network;
 mod pods;
 mod processes;
 mod stdio;
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
             bad_input::CASES,
             budget::CASES,
             leaks::CASES,
+            match client {
+                Client::Ctr => network::CASES,
+                Client::Nerdctl => network::NERDCTL_CASES,
+            },
         ];
         // Started by the first test that needs it, ended with the last.
         let engine = Arc::new(Lazy::new(client));

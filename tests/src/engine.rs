@@ -382,7 +382,8 @@ pub fn finish(command: &mut Command) -> Output {
     finish_with_input(command.stdin(Stdio::null()), Vec::new())
 }
 
-fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
+/// Runs a command to its end with `input` as its standard input.
+pub fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
     if !input.is_empty() {
         command.stdin(Stdio::piped());
     }

@@ -6,3 +6,4 @@
 pub mod engine;
 pub mod leaks;
 pub mod memory;
+pub mod network;

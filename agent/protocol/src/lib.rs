@@ -23,5 +23,7 @@ pub use generated::{agent, agent_ttrpc};
 pub const RPC_PORT: u32 = 1024;
 /// Guest port on which the agent accepts stdio streams.
 pub const STDIO_PORT: u32 = 1025;
+/// Guest port on which the agent accepts streams to be joined to TCP connections.
+pub const FORWARD_PORT: u32 = 1026;
 /// Directory in the guest below which each container has its own: mounts, files, bundle.
 pub const CONTAINERS: &str = "/run/monohull/containers";

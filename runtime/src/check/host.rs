@@ -30,6 +30,7 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
         memory(&read("/proc/meminfo"), settings),
         tun(Path::new("/dev/net/tun").exists(), kernel.feature("tun", "CONFIG_TUN")),
         tc(&kernel),
+        port_forward(crate::forward::probe()),
         filesystem("overlayfs", &filesystems, "overlay", kernel.feature("overlay", "CONFIG_OVERLAY_FS")),
         filesystem("erofs", &filesystems, "erofs", kernel.feature("erofs", "CONFIG_EROFS_FS")),
         cgroup(fs_type(Path::new("/sys/fs/cgroup"))),
@@ -170,6 +171,21 @@ fn tc(kernel: &Kernel) -> Finding {
         );
     }
     Finding::ok(CHECK, "ingress queueing, u32 filters and redirection are there")
+}
+
+/// `probe` is what came of loading the program that connections are redirected with.
+fn port_forward(probe: io::Result<()>) -> Finding {
+    const CHECK: &str = "port forward";
+    match probe {
+        Ok(()) => Finding::ok(CHECK, "the kernel takes socket lookup programs"),
+        Err(error) => Finding::note(
+            CHECK,
+            format!(
+                "the kernel takes no socket lookup program ({error}): port-forward reaches no pod's localhost"
+            ),
+            "use Linux 5.9 or newer with CONFIG_BPF_SYSCALL, and run as root",
+        ),
+    }
 }
 
 fn filesystem(check: &'static str, filesystems: &str, name: &str, feature: Feature) -> Finding {
