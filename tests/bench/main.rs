@@ -5,6 +5,7 @@
 // A benchmark that can't measure ends with the reason.
 #![allow(clippy::panic)]
 
+mod network;
 mod table;
 
 use std::io;
@@ -22,9 +23,10 @@ fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         None => all(),
         Some("instructions") => instructions(),
-        Some(other) => {
-            Err(io::Error::other(format!("unknown argument {other}; usage: monohull-bench [instructions]")))
-        }
+        Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
+        Some(other) => Err(io::Error::other(format!(
+            "unknown argument {other}; usage: monohull-bench [instructions|network]"
+        ))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,6 +41,7 @@ fn all() -> io::Result<()> {
     let engine = Engine::start(Client::Ctr)?;
     run_rm_true(&engine);
     idle_pod(&engine)?;
+    network::both_ways(&engine)?;
     drop(engine);
     vmm::exec_to_exit()?;
     binaries()
