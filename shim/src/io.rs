@@ -98,17 +98,10 @@ pub(crate) struct Owner<'a> {
 /// The opened paths of a process that does not exist yet. Dropping it closes them.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
-    stdin: Option<Stdin>,
+    stdin: Option<PathBuf>,
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     logger: Option<Logger>,
-}
-
-#[derive(Debug)]
-struct Stdin {
-    fifo: pipe::Receiver,
-    /// A writer of our own: the end of input is when the engine says so (CloseIO), not when a client detaches.
-    writer: pipe::Sender,
 }
 
 /// Where output goes.
@@ -137,7 +130,7 @@ impl ReaderHold {
 impl Endpoints {
     /// Opens what a process's paths name. Waits for nobody but a logging program's readiness.
     pub(crate) async fn open(paths: &StdioPaths, owner: Owner<'_>) -> Result<Self, IoError> {
-        let stdin = if paths.stdin.is_empty() { None } else { Some(open_stdin(Path::new(&paths.stdin))?) };
+        let stdin = if paths.stdin.is_empty() { None } else { Some(find_stdin(Path::new(&paths.stdin))?) };
         if paths.stdout.starts_with(logger::SCHEME) {
             let (logger, stdout, stderr) = logger::start(&paths.stdout, owner).await?;
             let sink = |writer| Some(Sink { writer: Box::new(writer), reader: ReaderHold::default() });
@@ -158,11 +151,8 @@ impl Endpoints {
             progress: Arc::default(),
             logger: self.logger,
         };
-        if let (Some(stdin), Some(stream)) = (self.stdin, streams.stdin) {
-            copies.stdin = Some(StdinCopy {
-                task: tokio::spawn(copy_input(stdin.fifo, stream)),
-                writer: stdin.writer.into(),
-            });
+        if let (Some(path), Some(stream)) = (self.stdin, streams.stdin) {
+            copies.stdin = Some(Input::Waiting { path, stream, closed: false });
         }
         for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
             if let (Some(sink), Some(stream)) = (sink, stream) {
@@ -175,12 +165,13 @@ impl Endpoints {
     }
 }
 
-fn open_stdin(path: &Path) -> Result<Stdin, IoError> {
-    let open = || {
-        let fifo = pipe::OpenOptions::new().open_receiver(path)?;
-        Ok(Stdin { fifo, writer: pipe::OpenOptions::new().open_sender(path)? })
-    };
-    open().map_err(|source| IoError::Open { stream: "stdin", path: path.into(), source })
+/// Looks for a FIFO without opening it.
+fn find_stdin(path: &Path) -> Result<PathBuf, IoError> {
+    let found = fs::metadata(path).and_then(|metadata| match metadata.file_type().is_fifo() {
+        true => Ok(path.to_owned()),
+        false => Err(io::Error::other("not a FIFO")),
+    });
+    found.map_err(|source| IoError::Open { stream: "stdin", path: path.into(), source })
 }
 
 fn open_output(stream: &'static str, uri: &str) -> Result<Option<Sink>, IoError> {
@@ -222,7 +213,7 @@ fn file_sink(file: File) -> Sink {
 /// The running copies of one process.
 #[derive(Debug)]
 pub(crate) struct Copies {
-    stdin: Option<StdinCopy>,
+    stdin: Option<Input>,
     outputs: Vec<JoinHandle<()>>,
     readers: Vec<ReaderHold>,
     progress: Arc<Progress>,
@@ -265,11 +256,36 @@ impl Drop for OpenOutput {
     }
 }
 
+/// A process's input.
+#[derive(Debug)]
+enum Input {
+    /// Nobody has been told that it is wanted.
+    Waiting {
+        path: PathBuf,
+        stream: UnixStream,
+        /// The engine has announced its end already.
+        closed: bool,
+    },
+    Copied(StdinCopy),
+}
+
 #[derive(Debug)]
 struct StdinCopy {
     task: JoinHandle<()>,
-    /// See [`Stdin::writer`].
+    /// A writer of our own: the end of input is when the engine says so (CloseIO), not when a client detaches.
     writer: Option<pipe::Sender>,
+}
+
+impl StdinCopy {
+    fn start(path: &Path, stream: UnixStream, closed: bool) -> io::Result<Self> {
+        let fifo = pipe::OpenOptions::new().open_receiver(path)?;
+        // A FIFO ends when its last writer closes, so one must have been there.
+        let writer = pipe::OpenOptions::new().open_sender(path)?;
+        Ok(Self {
+            task: tokio::spawn(copy_input(fifo, stream)),
+            writer: if closed { None } else { Some(writer) },
+        })
+    }
 }
 
 impl Drop for StdinCopy {
@@ -281,8 +297,26 @@ impl Drop for StdinCopy {
 impl Copies {
     /// Lets the process see the end of its input once all clients have closed theirs too. Can be repeated.
     pub(crate) fn close_stdin(&mut self) {
-        if let Some(stdin) = &mut self.stdin {
-            stdin.writer = None;
+        match &mut self.stdin {
+            None => {}
+            Some(Input::Waiting { closed, .. }) => *closed = true,
+            Some(Input::Copied(copy)) => copy.writer = None,
+        }
+    }
+
+    /// Opens the input's FIFO, which lets its clients write. Not before the engine knows the process: a client with
+    /// little to say closes at once, and its CloseIO must find the process.
+    pub(crate) fn open_stdin(&mut self) {
+        let Some(Input::Waiting { path, stream, closed }) =
+            self.stdin.take_if(|stdin| matches!(stdin, Input::Waiting { .. }))
+        else {
+            return;
+        };
+        match StdinCopy::start(&path, stream, closed) {
+            Ok(copy) => self.stdin = Some(Input::Copied(copy)),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "input can't be opened: it is empty");
+            }
         }
     }
 

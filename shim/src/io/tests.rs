@@ -46,6 +46,7 @@ async fn stdin_survives_detach_and_ends_with_close_io() {
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     let (ours, theirs) = guest(&paths);
     let mut copies = endpoints.connect(ours);
+    copies.open_stdin();
     let mut stdin = theirs.stdin.unwrap();
 
     client(&paths.stdin, true).write_all(b"first\n").unwrap();
@@ -65,6 +66,39 @@ async fn stdin_survives_detach_and_ends_with_close_io() {
 }
 
 #[tokio::test]
+async fn stdin_has_no_reader_until_the_process_can_be_told_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = StdioPaths { stdin: fifo(dir.path(), "in"), ..Default::default() };
+    let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
+    let (ours, theirs) = guest(&paths);
+    let mut copies = endpoints.connect(ours);
+    let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&paths.stdin);
+    assert_eq!(open().unwrap_err().raw_os_error(), Some(libc::ENXIO));
+
+    copies.open_stdin();
+    open().unwrap().write_all(b"short").unwrap();
+    copies.close_stdin();
+
+    let mut all = String::new();
+    theirs.stdin.unwrap().read_to_string(&mut all).await.unwrap();
+    assert_eq!(all, "short");
+}
+
+#[tokio::test]
+async fn stdin_that_is_closed_before_the_start_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = StdioPaths { stdin: fifo(dir.path(), "in"), ..Default::default() };
+    let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
+    let (ours, theirs) = guest(&paths);
+    let mut copies = endpoints.connect(ours);
+    copies.close_stdin();
+    copies.open_stdin();
+    let mut all = String::new();
+    theirs.stdin.unwrap().read_to_string(&mut all).await.unwrap();
+    assert_eq!(all, "");
+}
+
+#[tokio::test]
 async fn stdin_whose_writer_never_comes_blocks_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let paths =
@@ -72,6 +106,7 @@ async fn stdin_whose_writer_never_comes_blocks_nothing() {
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     let (ours, theirs) = guest(&paths);
     let mut copies = endpoints.connect(ours);
+    copies.open_stdin();
     drop(theirs);
     copies.process_ended();
     copies.finish("c1").await;

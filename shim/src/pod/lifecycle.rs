@@ -53,6 +53,7 @@ impl<G: Guest> PodTasks<G> {
         self.info.timeline.mark("container started");
         let event = TaskStart { container_id: id.clone(), pid: self.info.pid, ..Default::default() };
         self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
+        container.init.with_copies(Copies::open_stdin);
         container.init.set(Phase::Running(guest));
         Ok(())
     }
@@ -76,6 +77,7 @@ impl<G: Guest> PodTasks<G> {
             let endpoints = Endpoints::open(&exec.paths, owner).await?;
             let guest = self.vm()?.exec(id, exec_id, &process, exec.paths.wanted(size)).await?;
             exec.set_copies(endpoints.connect(guest.take_streams()));
+            exec.with_copies(Copies::open_stdin);
             Ok(guest)
         };
         let guest = match started.await {
