@@ -22,6 +22,7 @@ mod reaper;
 mod sandbox;
 mod server;
 mod spec;
+mod stats;
 mod stdio;
 mod storage;
 mod sys;

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use monohull_protocol::agent;
 use tokio::sync::watch;
 
+use crate::cgroup::Cgroup;
 use crate::container::{Container, Environment};
 use crate::error::{Error, Result, chain};
 use crate::process::Exit;
 use crate::stdio::Streams;
-use crate::{clock, kmsg, network, paths, sandbox};
+use crate::{clock, kmsg, network, paths, sandbox, stats};
 
 /// The pod. Requests are served concurrently; what they change is behind short locks, never held across an await.
 pub(crate) struct Pod {
@@ -165,6 +166,35 @@ impl Pod {
         container.delete(&self.environment).await?;
         self.lock().containers.retain(|(other, _)| other != id);
         Ok(())
+    }
+
+    pub(crate) async fn pause(&self, id: &str) -> Result<()> {
+        self.container(id)?.pause().await
+    }
+
+    pub(crate) fn resume(&self, id: &str) -> Result<()> {
+        self.container(id)?.resume()
+    }
+
+    pub(crate) fn update(&self, request: &agent::UpdateRequest) -> Result<()> {
+        self.container(&request.container_id)?.update(&request.resources)
+    }
+
+    /// What a container has used, or with an empty id the pod.
+    pub(crate) fn stats(&self, id: &str) -> Result<agent::Metrics> {
+        if id.is_empty() {
+            return Ok(stats::read(&Cgroup::of_pod().directory()));
+        }
+        Ok(self.container(id)?.stats())
+    }
+
+    /// Waits for an OOM kill that the caller has not seen; returns the count.
+    pub(crate) async fn wait_oom(&self, request: &agent::WaitOomRequest) -> Result<u64> {
+        let id = &request.container_id;
+        // Only the counter is held on to: the container's end must end the wait.
+        let mut kills = self.container(id)?.oom_kills();
+        let new = kills.wait_for(|kills| *kills > request.seen).await.map(|kills| *kills);
+        new.map_err(|_| Error::NotFound(format!("container {id} has been deleted")))
     }
 
     /// Ends everything and flushes all data. Then the machine may be reset.

@@ -81,6 +81,15 @@ pub(crate) fn prepare_process(json: &[u8], terminal: bool) -> Result<Process> {
     Ok(process)
 }
 
+/// Parses and fits new limits; those of processes come separately, see [`Prepared::pids_max`].
+pub(crate) fn prepare_resources(json: &[u8]) -> Result<(LinuxResources, Option<i64>)> {
+    let mut resources: LinuxResources =
+        serde_json::from_slice(json).map_err(|error| Error::Invalid(format!("resources: {error}")))?;
+    let pids_max = resources.pids().as_ref().map(|pids| pids.limit());
+    fit_resources(&mut resources)?;
+    Ok((resources, pids_max))
+}
+
 /// Writes JSON for libcontainer to read.
 pub(crate) fn save<T: serde::Serialize>(value: &T, path: &std::path::Path) -> Result<()> {
     let what = || format!("write {}", path.display());

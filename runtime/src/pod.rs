@@ -1,6 +1,7 @@
 //! A pod: one VM, its agent, and the containers in it.
 
 mod containers;
+mod control;
 mod error;
 mod link;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 use containers::Containers;
+pub use control::METRICS_TYPE;
 pub use error::PodError;
 pub(crate) use link::Link;
 

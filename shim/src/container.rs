@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_spec::runtime as oci;
@@ -24,7 +24,8 @@ pub(crate) struct Container<P> {
     execs: Mutex<HashMap<String, Arc<TaskProcess<P>>>>,
     /// The init process has ended: no exec may begin any more.
     ending: AtomicBool,
-    oom: AtomicBool,
+    /// How many of its processes its memory limit has killed, as far as announced.
+    oom_kills: AtomicU64,
 }
 
 /// What a container is made from.
@@ -81,8 +82,8 @@ impl Origin {
 impl<P: GuestProcess> Container<P> {
     /// A container that has just been created.
     pub(crate) fn new(origin: Origin, init: TaskProcess<P>) -> Self {
-        let (ending, oom) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { origin, init: Arc::new(init), execs: Mutex::default(), ending, oom }
+        let (ending, oom_kills) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { origin, init: Arc::new(init), execs: Mutex::default(), ending, oom_kills }
     }
 
     /// Its init process for an empty exec id, else an exec.
@@ -125,8 +126,8 @@ impl<P: GuestProcess> Container<P> {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Notes that the kernel has killed for want of memory; true the first time.
-    pub(crate) fn note_oom(&self) -> bool {
-        !self.oom.swap(true, Ordering::SeqCst)
+    /// Notes how many processes the kernel has killed for want of memory; true when that is more than known.
+    pub(crate) fn note_oom_kills(&self, kills: u64) -> bool {
+        self.oom_kills.fetch_max(kills, Ordering::SeqCst) < kills
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! State and Wait are answered from here, whatever the guest does. No lock is held while anything is awaited.
 
+mod control;
 mod lifecycle;
 #[cfg(test)]
 mod tests;
@@ -254,6 +255,9 @@ impl<G: Guest> PodTasks<G> {
         if container.is_ending() || matches!(container.init.phase(), Phase::Stopped(_)) {
             return Err(TaskError::Precondition("cannot exec in a stopped container".into()));
         }
+        if matches!(container.init.phase(), Phase::Paused(_)) {
+            return Err(TaskError::Precondition("cannot exec in a paused container".into()));
+        }
         if exec_id.is_empty() {
             return Err(TaskError::Invalid("exec_id is empty".into()));
         }
@@ -284,7 +288,9 @@ impl<G: Guest> PodTasks<G> {
                 process.set_initial_size(columns, rows);
                 Ok(())
             }
-            Phase::Created(guest) | Phase::Running(guest) => Ok(guest.resize(columns, rows).await?),
+            Phase::Created(guest) | Phase::Running(guest) | Phase::Paused(guest) => {
+                Ok(guest.resize(columns, rows).await?)
+            }
         }
     }
 

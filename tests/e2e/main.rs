@@ -14,6 +14,7 @@ mod bad_input;
 mod budget;
 mod cli;
 mod containers;
+mod control;
 mod leaks;
 mod pods;
 mod processes;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         let cases = [
             containers::CASES,
             processes::CASES,
+            control::CASES,
             stdio::CASES,
             pods::CASES,
             bad_input::CASES,

@@ -52,7 +52,7 @@ impl Containers {
     }
 
     /// A container's init process.
-    fn init(&self, id: &str) -> Result<Process, PodError> {
+    pub(super) fn init(&self, id: &str) -> Result<Process, PodError> {
         match self.lock().get(id) {
             Some(Container::Created(process)) => Ok(process.clone()),
             Some(Container::Creating) => {

@@ -39,7 +39,7 @@ impl<G: Guest> PodTasks<G> {
         Ok(self.info.pid)
     }
 
-    async fn start_init(&self, container: &Container<G::Process>) -> Result<(), TaskError> {
+    async fn start_init(self: &Arc<Self>, container: &Arc<Container<G::Process>>) -> Result<(), TaskError> {
         let guest = match container.init.phase() {
             Phase::Created(guest) => guest,
             phase => return Err(not_startable(&phase)),
@@ -54,6 +54,7 @@ impl<G: Guest> PodTasks<G> {
         let event = TaskStart { container_id: id.clone(), pid: self.info.pid, ..Default::default() };
         self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
         container.init.set(Phase::Running(guest));
+        self.watch_oom(self.vm()?, container.clone());
         Ok(())
     }
 
@@ -68,7 +69,9 @@ impl<G: Guest> PodTasks<G> {
             phase => return Err(not_startable(&phase)),
         };
         if container.is_ending() || !matches!(container.init.phase(), Phase::Running(_)) {
-            return Err(TaskError::Precondition("cannot exec in a container that is not running".into()));
+            let state =
+                if matches!(container.init.phase(), Phase::Paused(_)) { "paused" } else { "not running" };
+            return Err(TaskError::Precondition(format!("cannot exec in a container that is {state}")));
         }
         let id = &container.origin.id;
         let started = async {
@@ -81,7 +84,7 @@ impl<G: Guest> PodTasks<G> {
         let guest = match started.await {
             Ok(guest) => guest,
             Err(error) => {
-                exec.set(Phase::Stopped(Exit { code: NEVER_STARTED, at: SystemTime::now(), oom: false }));
+                exec.set(Phase::Stopped(Exit { code: NEVER_STARTED, at: SystemTime::now(), oom_kills: 0 }));
                 return Err(error);
             }
         };
@@ -119,14 +122,38 @@ impl<G: Guest> PodTasks<G> {
         });
     }
 
+    /// Follows what the container's memory limit kills while its init process lives.
+    fn watch_oom(self: &Arc<Self>, vm: Arc<G>, container: Arc<Container<G::Process>>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let follow = async {
+                let mut seen = 0;
+                while let Some(kills) = vm.oom_kills(&container.origin.id, seen).await {
+                    pod.announce_oom(&container, kills);
+                    seen = kills;
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                _ = container.init.stopped() => {}
+            }
+        });
+    }
+
+    fn announce_oom(&self, container: &Container<G::Process>, kills: u64) {
+        if !container.note_oom_kills(kills) {
+            return;
+        }
+        // CRI-O has no events: it looks for this file.
+        let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
+        let event = TaskOOM { container_id: container.origin.id.clone(), ..Default::default() };
+        self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+        tracing::info!(container = container.origin.id, kills, "memory limit has killed");
+    }
+
     fn announce_exit(&self, container: &Container<G::Process>, exec_id: &str, exit: Exit) {
         let container_id = &container.origin.id;
-        if exit.oom && container.note_oom() {
-            // CRI-O has no events: it looks for this file.
-            let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
-            let event = TaskOOM { container_id: container_id.clone(), ..Default::default() };
-            self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
-        }
+        self.announce_oom(container, exit.oom_kills);
         let event = TaskExit {
             container_id: container_id.clone(),
             id: if exec_id.is_empty() { container_id.clone() } else { exec_id.into() },
@@ -140,7 +167,7 @@ impl<G: Guest> PodTasks<G> {
             container = container_id,
             exec = exec_id,
             code = exit.code,
-            oom = exit.oom,
+            oom_kills = exit.oom_kills,
             "process has ended"
         );
     }
@@ -159,7 +186,7 @@ impl<G: Guest> PodTasks<G> {
                 return Err(TaskError::Precondition(format!("process {exec_id} has not been started")));
             }
             Phase::Stopped(_) => return Err(TaskError::Finished),
-            Phase::Created(guest) | Phase::Running(guest) => guest,
+            Phase::Created(guest) | Phase::Running(guest) | Phase::Paused(guest) => guest,
         };
         // CRI-O asks so whether a container is alive; a stuck guest must not keep the answer back.
         if signal == 0 {
@@ -210,11 +237,11 @@ impl<G: Guest> PodTasks<G> {
         let guest = match process.phase() {
             Phase::Stopped(exit) => return Ok((turn, exit)),
             Phase::Registered { .. } => {
-                let exit = Exit { code: 0, at: SystemTime::now(), oom: false };
+                let exit = Exit { code: 0, at: SystemTime::now(), oom_kills: 0 };
                 process.set(Phase::Stopped(exit));
                 return Ok((turn, exit));
             }
-            Phase::Running(_) => {
+            Phase::Running(_) | Phase::Paused(_) => {
                 let name = if exec_id.is_empty() { &container.origin.id } else { exec_id };
                 return Err(TaskError::Precondition(format!("cannot delete a running process: {name}")));
             }
@@ -290,6 +317,7 @@ async fn end_execs<P: GuestProcess>(container: &Container<P>, init: &P) {
 fn not_startable<P>(phase: &Phase<P>) -> TaskError {
     let what = match phase {
         Phase::Stopped(_) => "stopped",
+        Phase::Paused(_) => "paused",
         Phase::Registered { .. } | Phase::Created(_) | Phase::Running(_) => "running",
     };
     TaskError::Precondition(format!("cannot start a {what} process"))

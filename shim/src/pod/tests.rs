@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{
-    ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount as ApiMount, PidsRequest,
-    ShutdownRequest, StartRequest, StateRequest, StateResponse, StatsRequest, WaitRequest,
+    CheckpointTaskRequest, ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount as ApiMount,
+    PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse,
+    StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::task::Status;
@@ -34,6 +35,8 @@ struct FakeGuest {
     next_pid: AtomicU32,
     calls: Mutex<Vec<String>>,
     end: watch::Sender<Option<ExitReason>>,
+    /// How many processes the OOM killer has killed, in any container.
+    oom_kills: watch::Sender<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,10 +62,10 @@ enum Behaviour {
 }
 
 impl FakeProcess {
-    fn end(&self, code: u32, oom: bool) {
+    fn end(&self, code: u32, oom_kills: u64) {
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
-            exit.get_or_insert(Exit { code, at: SystemTime::now(), oom });
+            exit.get_or_insert(Exit { code, at: SystemTime::now(), oom_kills });
             first
         });
     }
@@ -99,8 +102,8 @@ impl Guest for FakeGuest {
             return Err(PodError::Invalid("cannot open /dev/kvm".into()));
         }
         let next_pid = AtomicU32::new(100);
-        let end = watch::Sender::new(None);
-        Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end }))
+        let (end, oom_kills) = (watch::Sender::new(None), watch::Sender::default());
+        Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end, oom_kills }))
     }
 
     async fn start_with(
@@ -148,6 +151,33 @@ impl Guest for FakeGuest {
         Ok(all.iter().filter_map(of).collect())
     }
 
+    async fn pause(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("pause {container}"));
+        Ok(())
+    }
+
+    async fn resume(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("resume {container}"));
+        Ok(())
+    }
+
+    async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<(), PodError> {
+        let limit = resources.memory().and_then(|memory| memory.limit());
+        self.call(format!("update {container} {}", limit.unwrap_or_default()));
+        Ok(())
+    }
+
+    async fn stats(&self, container: Option<&str>) -> Result<Vec<u8>, PodError> {
+        let id = container.unwrap_or("pod");
+        Ok(id.into())
+    }
+
+    async fn oom_kills(&self, _: &str, seen: u64) -> Option<u64> {
+        let mut kills = self.oom_kills.subscribe();
+        let new = kills.wait_for(|kills| *kills > seen).await.map(|kills| *kills);
+        new.ok()
+    }
+
     async fn refresh_network(&self) -> Result<(), PodError> {
         self.call("refresh network".into());
         Ok(())
@@ -164,7 +194,7 @@ impl Guest for FakeGuest {
     }
 
     async fn shutdown(&self) -> Result<ExitReason, PodError> {
-        self.processes.lock().unwrap().values().for_each(|process| process.end(137, false));
+        self.processes.lock().unwrap().values().for_each(|process| process.end(137, 0));
         self.end.send_replace(Some(ExitReason::GuestShutdown));
         Ok(ExitReason::GuestShutdown)
     }
@@ -183,7 +213,7 @@ impl GuestProcess for FakeProcess {
         match self.behaviour {
             Behaviour::Ordinary => {}
             Behaviour::Hasty => {
-                self.end(0, false);
+                self.end(0, 0);
                 tokio::task::yield_now().await;
             }
             Behaviour::Slow => self.gate.notified().await,
@@ -199,7 +229,7 @@ impl GuestProcess for FakeProcess {
         if self.exit.borrow().is_some() {
             return Err(PodError::NotFound("no such process".into()));
         }
-        self.end(128 + signal, false);
+        self.end(128 + signal, 0);
         Ok(())
     }
 
@@ -297,6 +327,18 @@ impl Fixture {
         self.task.wait(Context::default(), &request).await.map(|response| response.exit_status)
     }
 
+    async fn pause(&self, id: &str) -> ttrpc::Result<()> {
+        self.task
+            .pause(Context::default(), &PauseRequest { id: id.into(), ..Default::default() })
+            .await
+            .map(drop)
+    }
+
+    async fn resume(&self, id: &str) -> ttrpc::Result<()> {
+        let request = ResumeRequest { id: id.into(), ..Default::default() };
+        self.task.resume(Context::default(), &request).await.map(drop)
+    }
+
     async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
         let request = DeleteRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         self.task.delete(Context::default(), &request).await.map(|response| response.exit_status)
@@ -384,13 +426,13 @@ async fn the_exit_of_init_is_announced_after_those_of_all_execs() {
     }
     t.exec("p1", "never").await.unwrap();
     let guest = t.guest();
-    guest.process("p1").end(1, false);
+    guest.process("p1").end(1, 0);
     tokio::task::yield_now().await;
     assert_eq!(t.status("p1").await, Status::RUNNING, "its execs still run");
     assert_eq!(refusal(t.exec("p1", "late").await).0, Code::FAILED_PRECONDITION);
     assert_eq!(refusal(t.start("p1", "never").await).0, Code::FAILED_PRECONDITION);
-    guest.process("p1/e2").end(137, false);
-    guest.process("p1/e1").end(137, false);
+    guest.process("p1/e2").end(137, 0);
+    guest.process("p1/e1").end(137, 0);
     assert_eq!(t.wait("p1", "").await.unwrap(), 1);
     let events = t.events().await;
     assert_eq!(events.last().unwrap(), "exit p1 1");
@@ -406,7 +448,7 @@ async fn only_in_a_shared_pid_namespace_the_end_of_init_needs_a_kill() {
         t.create(id, json!({"linux": {"namespaces": namespaces}})).await.unwrap();
         t.start(id, "").await.unwrap();
         let init = t.guest().process(id);
-        init.end(0, false);
+        init.end(0, 0);
         assert_eq!(t.wait(id, "").await.unwrap(), 0);
         assert_eq!(*init.signals.lock().unwrap(), signals, "{id}");
     }
@@ -463,12 +505,77 @@ async fn requests_that_do_not_fit_the_state_have_the_codes_that_engines_know() {
 }
 
 #[tokio::test]
-async fn what_is_not_built_is_unimplemented() {
+async fn checkpoints_are_unimplemented() {
     let t = Fixture::new().await;
-    let stats =
-        t.task.stats(Context::default(), &StatsRequest { id: "p1".into(), ..Default::default() }).await;
-    let expected = "reading a container's statistics is not supported".to_owned();
-    assert_eq!(refusal(stats), (Code::UNIMPLEMENTED, expected));
+    let request = CheckpointTaskRequest { id: "p1".into(), ..Default::default() };
+    let expected = "checkpointing a container is not supported".to_owned();
+    assert_eq!(
+        refusal(t.task.checkpoint(Context::default(), &request).await),
+        (Code::UNIMPLEMENTED, expected)
+    );
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_told_while_init_lives() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.guest().oom_kills.send_replace(1);
+    while t.events.recv().await.unwrap().0 != "/tasks/oom" {}
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    assert!(t.dir.path().join("p1/oom").exists(), "CRI-O looks for it");
+}
+
+#[tokio::test]
+async fn a_paused_container_runs_nothing_until_it_is_resumed() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    assert_eq!(refusal(t.pause("p1").await).1, "cannot pause a created container");
+    t.start("p1", "").await.unwrap();
+    assert_eq!(refusal(t.resume("p1").await).1, "cannot resume a running container");
+    t.exec("p1", "before").await.unwrap();
+    t.pause("p1").await.unwrap();
+    assert_eq!(t.status("p1").await, Status::PAUSED);
+    assert_eq!(refusal(t.pause("p1").await).1, "cannot pause a paused container");
+    assert_eq!(refusal(t.exec("p1", "after").await).1, "cannot exec in a paused container");
+    assert_eq!(refusal(t.start("p1", "before").await).1, "cannot exec in a container that is paused");
+    assert_eq!(refusal(t.start("p1", "").await).1, "cannot start a paused process");
+    assert_eq!(refusal(t.delete("p1", "").await).0, Code::FAILED_PRECONDITION);
+    t.resume("p1").await.unwrap();
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    t.pause("p1").await.unwrap();
+    t.kill("p1", "", 9).await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 137);
+    assert_eq!(refusal(t.resume("p1").await).1, "cannot resume a stopped container");
+    let expected =
+        ["create p1", "start p1", "exec-added before", "paused p1", "resumed p1", "paused p1", "exit p1 137"];
+    assert_eq!(t.events().await, expected);
+}
+
+#[tokio::test]
+async fn limits_are_changed_and_use_is_measured_until_the_end() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    let update = |json: &str| {
+        let resources = Any { value: json.into(), ..Default::default() };
+        UpdateTaskRequest { id: "p1".into(), resources: Some(resources).into(), ..Default::default() }
+    };
+    t.task.update(Context::default(), &update(r#"{"memory": {"limit": 4096}}"#)).await.unwrap();
+    assert_eq!(t.guest().calls.lock().unwrap().last().unwrap(), "update p1 4096");
+    let bad = t.task.update(Context::default(), &update(r#"{"memory": 4096}"#)).await;
+    assert_eq!(refusal(bad).0, Code::INVALID_ARGUMENT);
+    let request = StatsRequest { id: "p1".into(), ..Default::default() };
+    let stats = t.task.stats(Context::default(), &request).await.unwrap().stats.unwrap();
+    assert_eq!(
+        (stats.type_url.as_str(), stats.value.as_slice()),
+        ("io.containerd.cgroups.v2.Metrics", &b"p1"[..])
+    );
+    t.kill("p1", "", 9).await.unwrap();
+    t.wait("p1", "").await.unwrap();
+    assert_eq!(refusal(t.task.stats(Context::default(), &request).await).0, Code::NOT_FOUND);
+    let late = t.task.update(Context::default(), &update("{}")).await;
+    assert_eq!(refusal(late), (Code::FAILED_PRECONDITION, "cannot update a stopped container".into()));
 }
 
 #[tokio::test]
@@ -541,18 +648,19 @@ async fn the_end_of_the_vm_ends_every_process_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_kill_for_want_of_memory_is_told_once_and_before_the_exit() {
+async fn kills_for_want_of_memory_are_told_once_each_and_before_the_exit() {
     let mut t = Fixture::new().await;
     t.create("p1", json!({})).await.unwrap();
     t.start("p1", "").await.unwrap();
     t.exec("p1", "e1").await.unwrap();
     t.start("p1", "e1").await.unwrap();
     let guest = t.guest();
-    guest.process("p1/e1").end(137, true);
+    guest.process("p1/e1").end(137, 1);
     t.wait("p1", "e1").await.unwrap();
-    guest.process("p1").end(137, true);
+    guest.oom_kills.send_replace(1);
+    guest.process("p1").end(137, 2);
     t.wait("p1", "").await.unwrap();
-    assert_eq!(t.events().await[4..], ["oom p1", "exit e1 137", "exit p1 137"]);
+    assert_eq!(t.events().await[4..], ["oom p1", "exit e1 137", "oom p1", "exit p1 137"]);
     assert!(t.dir.path().join("p1/oom").exists(), "CRI-O looks for it");
 }
 
