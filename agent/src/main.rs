@@ -60,10 +60,14 @@ fn main() -> ExitCode {
     }
     // A panic of PID 1 is one of the kernel: its record should say what happened.
     std::panic::set_hook(Box::new(|panic| kmsg::error(panic)));
-    if let Err(error) = run(started_us) {
-        kmsg::error(chain(&error));
+    match run(started_us) {
+        Ok(()) => power_down(),
+        Err(error) => {
+            // PID 1 must not return: the kernel panics, and its record keeps what is said here.
+            kmsg::error(chain(&error));
+            ExitCode::FAILURE
+        }
     }
-    power_down()
 }
 
 fn run(started_us: u64) -> Result<()> {

@@ -34,6 +34,8 @@ pub(crate) enum Mode {
     Good,
     /// The guest's kernel panics before the agent connects.
     Panics,
+    /// The guest resets itself before the agent connects.
+    Resets,
     /// The VMM exits with status 3 at once, without a word.
     Exits,
     /// The VMM sends something that is no message.
@@ -48,9 +50,10 @@ pub(crate) enum Mode {
     RefusesExtents,
 }
 
-const MODES: [Mode; 8] = [
+const MODES: [Mode; 9] = [
     Mode::Good,
     Mode::Panics,
+    Mode::Resets,
     Mode::Exits,
     Mode::Babbles,
     Mode::IsKilled,
@@ -143,6 +146,7 @@ impl Fake {
         fake.note(&format!("boot {} nics={} cpus={}", config.name, config.nics, config.vcpus));
         match mode {
             Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
+            Mode::Resets => fake.exit(ExitReason::GuestShutdown),
             Mode::Exits => std::process::exit(3),
             Mode::Babbles => {
                 fake.control.send(&"babble", &[]).unwrap();

@@ -21,6 +21,8 @@ mod namespaces;
 mod options;
 mod pod;
 mod process;
+mod sandbox;
+mod sandbox_config;
 mod server;
 mod task;
 

@@ -80,10 +80,7 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
 /// tell it of its own. The process must be single-threaded.
 pub(crate) fn enter(spec: Option<&oci::Spec>) -> Result<(), NamespaceError> {
     match Network::of(spec) {
-        Network::Path(path) => {
-            let file = File::open(&path).map_err(|e| NamespaceError::Open(path.clone(), e))?;
-            setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Join(path, e))?;
-        }
+        Network::Path(path) => join_network(&path)?,
         Network::New => {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Make("network", e))?;
         }
@@ -91,6 +88,13 @@ pub(crate) fn enter(spec: Option<&oci::Spec>) -> Result<(), NamespaceError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| NamespaceError::Make("mount", e))?;
     let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(NamespaceError::Private)
+}
+
+/// Enters the network namespace at `path`. Only the calling thread does: call it on the main thread, whose namespaces
+/// are what engines see of the process.
+pub(crate) fn join_network(path: &Path) -> Result<(), NamespaceError> {
+    let file = File::open(path).map_err(|e| NamespaceError::Open(path.to_owned(), e))?;
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Join(path.to_owned(), e))
 }
 
 /// The namespaces of the host, opened before [`enter`].

@@ -4,14 +4,15 @@
 
 mod control;
 mod lifecycle;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
@@ -22,8 +23,9 @@ use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Size;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
+use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -40,6 +42,9 @@ use crate::process::{Phase, TaskProcess};
 
 /// What the last messages to containerd may take when the shim ends: it may be away.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// The exit code of a pod that was ended by force.
+const KILLED: u32 = 137;
 
 /// What a shim knows from its start on.
 #[derive(Debug)]
@@ -62,9 +67,28 @@ pub(crate) struct PodTasks<G: Guest> {
     pub(crate) info: PodInfo,
     events: Publisher,
     vm: Mutex<Vm<G>>,
+    /// How the VM ended, once it has.
+    end: watch::Sender<Option<End>>,
+    sandbox: Mutex<sandbox::Slot>,
     containers: Mutex<HashMap<String, Slot<G::Process>>>,
     /// Told when the shim shall end.
     stop: Notify,
+}
+
+/// The end of a pod's VM.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) reason: ExitReason,
+    pub(crate) at: SystemTime,
+    /// It was asked for.
+    orderly: bool,
+}
+
+impl End {
+    /// The exit code of a pod without a pause container.
+    pub(crate) fn code(&self) -> u32 {
+        if self.orderly { 0 } else { KILLED }
+    }
 }
 
 #[derive(Debug)]
@@ -89,7 +113,15 @@ type Found<P> = (Arc<Container<P>>, Arc<TaskProcess<P>>);
 impl<G: Guest> PodTasks<G> {
     /// A pod without VM and containers.
     pub(crate) fn new(info: PodInfo, events: Publisher) -> Self {
-        Self { info, events, vm: Mutex::new(Vm::Absent), containers: Mutex::default(), stop: Notify::new() }
+        Self {
+            info,
+            events,
+            vm: Mutex::new(Vm::Absent),
+            end: watch::Sender::new(None),
+            sandbox: Mutex::default(),
+            containers: Mutex::default(),
+            stop: Notify::new(),
+        }
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot<G::Process>>> {
@@ -98,6 +130,10 @@ impl<G: Guest> PodTasks<G> {
 
     fn vm_slot(&self) -> MutexGuard<'_, Vm<G>> {
         self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sandbox_slot(&self) -> MutexGuard<'_, sandbox::Slot> {
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The running VM.
@@ -161,7 +197,10 @@ impl<G: Guest> PodTasks<G> {
         request: &CreateTaskRequest,
     ) -> Result<Arc<Container<G::Process>>, TaskError> {
         let outside = self.outside()?;
-        let origin = read_origin(request)?;
+        let mut origin = read_origin(request)?;
+        if let Some(sandbox) = self.sandbox() {
+            sandbox.files.fit(&mut origin.spec);
+        }
         let paths = StdioPaths {
             terminal: request.terminal,
             stdin: request.stdin.clone(),
@@ -177,7 +216,7 @@ impl<G: Guest> PodTasks<G> {
             bundle: origin.bundle.clone(),
             stdio: paths.wanted(None),
         };
-        let created = if request.id == self.info.id {
+        let created = if request.id == self.info.id && self.sandbox().is_none() {
             let settings = options::settings(&request.options)?;
             self.create_pod(settings, &origin, config).await
         } else {
@@ -204,7 +243,7 @@ impl<G: Guest> PodTasks<G> {
         if !matches!(*self.vm_slot(), Vm::Absent) {
             return Err(TaskError::Precondition(format!("pod {} has ended", self.info.id)));
         }
-        link_state(&settings, &self.info, origin);
+        link_state(&settings, &self.info, &origin.bundle);
         let size = Size::for_pod(&origin.spec, &settings).map_err(PodError::from)?;
         let config = pod_config(settings, size, &self.info, &origin.spec);
         let (vm, process) = if origin.hooks.is_empty() {
@@ -225,12 +264,32 @@ impl<G: Guest> PodTasks<G> {
                 }
             }
         };
+        self.keep(vm);
+        Ok(process)
+    }
+
+    /// Takes the pod's VM, and follows it to its end.
+    fn keep(self: &Arc<Self>, vm: Arc<G>) {
         *self.vm_slot() = Vm::Running(vm.clone());
+        let pod = self.clone();
         tokio::spawn(async move {
             let reason = vm.ended().await;
-            tracing::info!(%reason, "VM has ended");
+            let orderly = matches!(*pod.vm_slot(), Vm::Ending(_));
+            if orderly {
+                tracing::info!(%reason, "VM has ended");
+            } else {
+                tracing::error!(%reason, "VM has ended by itself, and the pod with it");
+            }
+            pod.end.send_replace(Some(End { reason, at: SystemTime::now(), orderly }));
         });
-        Ok(process)
+    }
+
+    /// Waits for the end of a pod that has been made.
+    async fn ended(&self) -> End {
+        let mut end = self.end.subscribe();
+        let ended = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        // The sender is `self`: it does not go away.
+        ended.unwrap_or_else(|| End { reason: ExitReason::Stopped, at: SystemTime::now(), orderly: true })
     }
 
     async fn create_member(
@@ -309,7 +368,8 @@ impl<G: Guest> PodTasks<G> {
 
     /// Whether the shim is of no more use. It is then told to end.
     pub(crate) fn request_stop(&self) -> bool {
-        let idle = self.containers().is_empty();
+        // A sandbox has its own end.
+        let idle = self.containers().is_empty() && self.sandbox().is_none();
         if idle {
             self.stop.notify_one();
         }
@@ -407,10 +467,10 @@ fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) 
 }
 
 /// Tells `shim delete` where the pod's state is: it does not get the options that decide it.
-fn link_state(settings: &Settings, info: &PodInfo, origin: &Origin) {
+fn link_state(settings: &Settings, info: &PodInfo, bundle: &Path) {
     // A bad id is the runtime's to refuse.
     let Ok(dir) = state::pod_dir(&settings.state_dir, &info.namespace, &info.id) else { return };
-    let link = origin.bundle.join(bundle::POD_LINK);
+    let link = bundle.join(bundle::POD_LINK);
     let _ = std::fs::remove_file(&link);
     if let Err(error) = std::os::unix::fs::symlink(dir, &link) {
         tracing::warn!(%error, link = %link.display(), "cannot link the pod's directory");

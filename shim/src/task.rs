@@ -52,7 +52,7 @@ struct TaskService<G: Guest> {
 }
 
 /// Runs what changes the pod to its end: the server drops a request's future when its connection closes.
-async fn run<T: Send + 'static>(
+pub(crate) async fn run<T: Send + 'static>(
     request: impl Future<Output = Result<T, TaskError>> + Send + 'static,
 ) -> Result<T, TaskError> {
     tokio::spawn(request).await?

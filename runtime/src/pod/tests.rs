@@ -143,6 +143,7 @@ async fn dropping_a_pod_kills_its_vm_and_removes_its_directory() {
 async fn a_vm_that_ends_before_its_agent_is_ready_says_why_and_leaves_nothing() {
     for (mode, reason) in [
         (Mode::Panics, "guest kernel panic: attempted to kill init"),
+        (Mode::Resets, "guest failure: it reset itself before its agent was ready"),
         (Mode::Exits, "VMM failure: exited with status 3"),
         (Mode::Babbles, "VMM failure: sent an invalid message"),
         (Mode::IsKilled, "VMM failure: killed by SIGKILL (the host's OOM killer?)"),

@@ -289,7 +289,7 @@ impl<G: Guest> PodTasks<G> {
         self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
         // Members come and go while the sandbox is there. Without it there is no pod: the VM ends now, off the critical
         // path, and the engine's Shutdown request finds it gone.
-        if last && *id == self.info.id {
+        if last && *id == self.info.id && self.sandbox().is_none() {
             self.end_vm();
         }
         Ok(())

@@ -25,6 +25,8 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::asynchronous::Server;
 use ttrpc::context::Context;
 
+mod sandbox;
+
 use super::*;
 use crate::events::tests::{Received, fake_containerd};
 use crate::task;
@@ -37,6 +39,9 @@ struct FakeGuest {
     end: watch::Sender<Option<ExitReason>>,
     /// How many processes the OOM killer has killed, in any container.
     oom_kills: watch::Sender<u64>,
+    /// How the pod was to be made, and its latest container.
+    config: PodConfig,
+    last_spec: Mutex<Option<oci::Spec>>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +108,15 @@ impl Guest for FakeGuest {
         }
         let next_pid = AtomicU32::new(100);
         let (end, oom_kills) = (watch::Sender::new(None), watch::Sender::default());
-        Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end, oom_kills }))
+        Ok(Arc::new(Self {
+            processes: Mutex::default(),
+            next_pid,
+            calls: Mutex::default(),
+            end,
+            oom_kills,
+            config,
+            last_spec: Mutex::default(),
+        }))
     }
 
     async fn start_with(
@@ -117,6 +130,7 @@ impl Guest for FakeGuest {
 
     async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
         self.call(format!("create {}", config.id));
+        *self.last_spec.lock().unwrap() = Some(config.spec.clone());
         let first = config.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
         match first.first().map(String::as_str) {
             Some("missing") => {
@@ -269,7 +283,10 @@ impl Fixture {
         let pod = Arc::new(PodTasks::new(info, publisher));
         let socket = dir.path().join("task");
         let listener = Listener::from(UnixListener::bind(&socket).unwrap());
-        let mut server = Server::new().add_listener(listener).register_service(task::services(&pod, &socket));
+        let mut server = Server::new()
+            .add_listener(listener)
+            .register_service(task::services(&pod, &socket))
+            .register_service(crate::sandbox::services(&pod, &socket));
         server.start().await.unwrap();
         let stream = UnixStream::connect(&socket).await.unwrap();
         let client = Client::new(Socket::from(stream));
