@@ -4,6 +4,7 @@
 //! `delete` cleans up when that process has died.
 
 mod address;
+mod appearance;
 mod args;
 mod bootstrap;
 mod bundle;

@@ -72,7 +72,16 @@ pub(crate) fn check(config: &PodSandboxConfig, policy: HostNamespaces) -> Result
 }
 
 /// The sandbox as the configuration of a container that would be the pod's first: what there is to make a pod from.
-pub(crate) fn to_spec(config: &PodSandboxConfig, request: &CreateSandboxRequest) -> oci::Spec {
+/// Some engines describe it so themselves, in the bundle.
+pub(crate) fn spec(
+    config: &PodSandboxConfig,
+    request: &CreateSandboxRequest,
+) -> Result<oci::Spec, BundleError> {
+    let given = bundle::read_spec(Path::new(&request.bundle_path))?;
+    Ok(given.unwrap_or_else(|| to_spec(config, request)))
+}
+
+fn to_spec(config: &PodSandboxConfig, request: &CreateSandboxRequest) -> oci::Spec {
     let mut annotations = config.annotations.clone();
     annotations.extend(request.annotations.clone());
     annotations.insert(bundle::CONTAINER_TYPE[0].into(), bundle::SANDBOX.into());

@@ -15,9 +15,12 @@ mod budget;
 mod cli;
 mod containers;
 mod control;
+mod failures;
 mod leaks;
+mod lifecycle;
 mod pods;
 mod processes;
+mod sandbox;
 mod stdio;
 
 /// A test of one engine.
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
             control::CASES,
             stdio::CASES,
             pods::CASES,
+            sandbox::CASES,
+            lifecycle::CASES,
+            failures::CASES,
             bad_input::CASES,
             budget::CASES,
             leaks::CASES,

@@ -88,7 +88,7 @@ impl<G: Guest> PodTasks<G> {
         }
         let bundle = PathBuf::from(&request.bundle_path);
         let files = SandboxFiles::write(&bundle, &config)?;
-        let spec = sandbox_config::to_spec(&config, request);
+        let spec = sandbox_config::spec(&config, request)?;
         link_state(&settings, &self.info, &bundle);
         let size = Size::for_pod(&spec, &settings).map_err(PodError::from)?;
         let vm = G::start(pod_config(settings, size, &self.info, &spec)).await?;
