@@ -76,6 +76,13 @@ impl Cgroup {
             .doing(|| format!("set pids.max of {} to {text}", self.path))
     }
 
+    /// Lets a BPF program decide over its processes' use of devices, see [`crate::devices`].
+    pub(crate) fn restrict_devices(&self, program: &[u64]) -> Result<()> {
+        fs::File::open(self.directory())
+            .and_then(|directory| sys::restrict_devices(directory, program))
+            .doing(|| format!("restrict the devices of cgroup {}", self.path))
+    }
+
     /// Kills every process in it and below.
     pub(crate) fn kill(&self) -> Result<()> {
         match fs::write(self.directory().join("cgroup.kill"), "1") {

@@ -189,6 +189,10 @@ impl Container {
         if let Some(max) = prepared.pids_max {
             cgroup.set_pids_max(max)?;
         }
+        // Only now: libcontainer has made the nodes.
+        if let Some(program) = prepared.devices {
+            cgroup.restrict_devices(&program)?;
+        }
         let seccomp = prepared.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
         Ok((init, replies, seccomp))
     }

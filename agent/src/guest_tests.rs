@@ -64,6 +64,7 @@ impl Host {
             entropy: vec![1; 32],
             realtime_ns: 1_800_000_000_000_000_000,
             cpus: 2,
+            own_pid_namespace: true,
             sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
             ..Default::default()
         };
@@ -625,13 +626,68 @@ async fn the_network_is_the_hosts(host: &Host) {
 }
 
 async fn containers_can_share_the_pods_namespaces(host: &Host) {
-    host.sleeper("pause", &spec(&["true"])).await;
-    let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; [ $$ = 1 ] || echo shared");
-    spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/9/ns/pid"},
-        {"type": "uts", "path": "/proc/9/ns/uts"}, {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "mount"}]);
+    let namespaces = json!([{"type": "pid", "path": "/proc/9/ns/pid"}, {"type": "uts", "path": "/proc/9/ns/uts"},
+        {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "mount"}]);
+    let mut sleeper = spec(&["true"]);
+    sleeper["linux"]["namespaces"] = namespaces.clone();
+    host.sleeper("first", &sleeper).await;
+    let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; grep -c keep-pod-pids /proc/1/cmdline");
+    spec["linux"]["namespaces"] = namespaces;
     let (_, output) = host.run("app", &spec).await;
-    assert_eq!(output, "pod\n1\nshared\n");
-    host.end("pause").await;
+    assert_eq!(output, "pod\n1\n1\n");
+    // The end of the first one is not that of the others.
+    host.end("first").await;
+    let (_, output) = host.run("app", &spec).await;
+    assert_eq!(output, "pod\n0\n1\n");
+}
+
+async fn a_container_can_join_the_processes_of_another(host: &Host) {
+    host.sleeper("bystander", &shell("")).await;
+    host.sleeper("target", &shell("")).await;
+    let mut spec = shell("exit 7");
+    spec["process"]["args"] =
+        json!(["sh", "-c", "ps | grep -c '[s]leep 1000'; grep -c sleep /proc/1/cmdline"]);
+    spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/9/ns/pid"}, {"type": "mount"}]);
+    spec["root"] = json!({"path": format!("{CONTAINERS}/debug/rootfs")});
+    let mut output = host.stream("debug").await;
+    let mut request = CreateContainerRequest {
+        id: "debug".into(),
+        spec: spec.to_string().into(),
+        storages: rootfs("debug"),
+        stdio: Some(Stdio { stdout: "debug".into(), ..Default::default() }).into(),
+        pid_namespace_of: "target".into(),
+        ..Default::default()
+    };
+    host.client.create_container(with_timeout(DEADLINE), &request).await.unwrap();
+    host.start("debug").await.unwrap();
+    let mut seen = String::new();
+    output.read_to_string(&mut seen).await.unwrap();
+    assert_eq!(seen, "1\n1\n");
+    host.wait("debug", "").await;
+    host.delete("debug").await.unwrap();
+    host.end("target").await;
+    host.end("bystander").await;
+    request.id = "late".into();
+    let error = refusal(host.client.create_container(with_timeout(DEADLINE), &request).await);
+    assert!(error.contains("there is no container target"), "{error}");
+}
+
+async fn devices_that_are_not_allowed_cannot_be_used(host: &Host) {
+    let number = std::fs::read_to_string("/sys/block/vda/dev").unwrap().trim().replace(':', " ");
+    let script = format!(
+        "mknod /dev/disk b {number} && (head -c 1 /dev/disk >/dev/null 2>&1 || echo refused); \
+         echo x > /dev/null && head -c 4 /dev/zero | wc -c"
+    );
+    let mut spec = shell(&script);
+    spec["process"]["capabilities"] = json!({"bounding": ["CAP_MKNOD"], "effective": ["CAP_MKNOD"],
+        "permitted": ["CAP_MKNOD"]});
+    spec["linux"]["resources"] = json!({"devices": [
+        {"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "access": "m"}]});
+    let (_, output) = host.run("devices", &spec).await;
+    assert_eq!(output, "refused\n4\n");
+    spec["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    let (_, output) = host.run("devices", &spec).await;
+    assert_eq!(output, "4\n", "a privileged container may use the disk");
 }
 
 async fn processes_left_behind_end_with_the_container(host: &Host) {
@@ -678,6 +734,8 @@ async fn the_agent_keeps_its_promises() {
         a_request_may_overtake_the_growth_of_the_disk
         the_network_is_the_hosts
         containers_can_share_the_pods_namespaces
+        a_container_can_join_the_processes_of_another
+        devices_that_are_not_allowed_cannot_be_used
         processes_left_behind_end_with_the_container
     }
     shutdown_ends_all_and_answers(host).await;

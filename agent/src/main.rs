@@ -5,6 +5,7 @@
 mod cgroup;
 mod clock;
 mod container;
+mod devices;
 mod disk;
 mod early;
 mod error;
@@ -17,6 +18,7 @@ mod mount;
 mod network;
 mod paths;
 mod pod;
+mod pod_pids;
 mod process;
 mod reaper;
 mod sandbox;
@@ -53,6 +55,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    match arguments.get(1).map(String::as_str) {
+        Some(pod_pids::MAKER) => return pod_pids::make(),
+        Some(pod_pids::KEEPER) => pod_pids::keep(),
+        _ => {}
     }
     if std::process::id() != 1 {
         eprintln!("monohull-agent is PID 1 of a Monohull VM; there is nothing to do for it elsewhere");

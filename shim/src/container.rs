@@ -13,12 +13,16 @@ use crate::guest::GuestProcess;
 use crate::hooks::{Hooks, State};
 use crate::namespaces::Outside;
 use crate::process::TaskProcess;
+use crate::stand_in::StandIn;
 
 /// A container that exists in the guest.
 #[derive(Debug)]
 pub(crate) struct Container<P> {
     /// What was known of it before it existed.
     pub(crate) origin: Origin,
+    /// The pid by which engines know it and its execs: the shim's, or that of a thread of the shim's.
+    pub(crate) pid: u32,
+    _stand_in: Option<StandIn>,
     /// Its init process.
     pub(crate) init: Arc<TaskProcess<P>>,
     execs: Mutex<HashMap<String, Arc<TaskProcess<P>>>>,
@@ -80,10 +84,12 @@ impl Origin {
 }
 
 impl<P: GuestProcess> Container<P> {
-    /// A container that has just been created.
-    pub(crate) fn new(origin: Origin, init: TaskProcess<P>) -> Self {
+    /// A container that has just been created. `pod` is the shim's pid, which is that of the pod's first container.
+    pub(crate) fn new(origin: Origin, init: TaskProcess<P>, pod: u32, stand_in: Option<StandIn>) -> Self {
         let (ending, oom_kills) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { origin, init: Arc::new(init), execs: Mutex::default(), ending, oom_kills }
+        let pid = stand_in.as_ref().map_or(pod, StandIn::pid);
+        let (init, execs) = (Arc::new(init), Mutex::default());
+        Self { origin, pid, _stand_in: stand_in, init, execs, ending, oom_kills }
     }
 
     /// Its init process for an empty exec id, else an exec.

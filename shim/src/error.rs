@@ -60,6 +60,9 @@ pub(crate) enum TaskError {
     /// The sandbox's network can't be joined.
     #[error(transparent)]
     Network(#[from] NamespaceError),
+    /// The container can't have a pid on the host.
+    #[error("cannot start the thread that stands for the container")]
+    StandIn(#[source] std::io::Error),
     /// The serving process could not enter the pod's namespaces.
     #[error("{0}")]
     Environment(String),
@@ -86,6 +89,7 @@ impl TaskError {
             | Self::Stdio(_)
             | Self::Hook(_)
             | Self::Network(_)
+            | Self::StandIn(_)
             | Self::Environment(_)
             | Self::Lost(_) => Code::UNKNOWN,
         }

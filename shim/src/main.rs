@@ -25,6 +25,7 @@ mod process;
 mod sandbox;
 mod sandbox_config;
 mod server;
+mod stand_in;
 mod task;
 
 use std::error::Error;

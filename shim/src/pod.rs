@@ -39,6 +39,7 @@ use crate::io::{Endpoints, Owner, StdioPaths};
 use crate::namespaces::{self, Outside};
 use crate::options;
 use crate::process::{Phase, TaskProcess};
+use crate::stand_in::StandIn;
 
 /// What the last messages to containerd may take when the shim ends: it may be away.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ pub(crate) struct PodInfo {
     pub(crate) id: String,
     /// containerd's namespace.
     pub(crate) namespace: String,
-    /// The shim's own pid: what engines get for every process (docs/decisions/0002-pids.md).
+    /// The shim's own pid: what engines get for the pod and its first container (docs/decisions/0002-pids.md).
     pub(crate) pid: u32,
     /// The namespaces of the host, or why the pod's could not be entered. `Ok(None)` runs host programs right here.
     pub(crate) outside: Result<Option<Outside>, String>,
@@ -184,12 +185,13 @@ impl<G: Guest> PodTasks<G> {
             }
         };
         self.containers().insert(request.id.clone(), Slot::Created(container.clone()));
-        self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &created_event(request, self.info.pid));
+        let pid = container.pid;
+        self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &created_event(request, pid));
         if let Some(guest) = container.init.guest() {
             let init = container.init.clone();
             self.watch(container, "", init, guest);
         }
-        Ok(self.info.pid)
+        Ok(pid)
     }
 
     async fn make_container(
@@ -201,6 +203,9 @@ impl<G: Guest> PodTasks<G> {
         if let Some(sandbox) = self.sandbox() {
             sandbox.files.fit(&mut origin.spec);
         }
+        let pids_of = self.take_pids_target(&mut origin.spec);
+        let is_pod = request.id == self.info.id && self.sandbox().is_none();
+        let stand_in = if is_pod { None } else { Some(StandIn::start().map_err(TaskError::StandIn)?) };
         let paths = StdioPaths {
             terminal: request.terminal,
             stdin: request.stdin.clone(),
@@ -214,9 +219,10 @@ impl<G: Guest> PodTasks<G> {
             rootfs: rootfs(request, &origin)?,
             spec: origin.spec.clone(),
             bundle: origin.bundle.clone(),
+            pids_of,
             stdio: paths.wanted(None),
         };
-        let created = if request.id == self.info.id && self.sandbox().is_none() {
+        let created = if is_pod {
             let settings = options::settings(&request.options)?;
             self.create_pod(settings, &origin, config).await
         } else {
@@ -230,7 +236,18 @@ impl<G: Guest> PodTasks<G> {
             }
         };
         let copies = endpoints.connect(guest.take_streams());
-        Ok(Arc::new(Container::new(origin, TaskProcess::created(paths, guest, copies))))
+        let init = TaskProcess::created(paths, guest, copies);
+        Ok(Arc::new(Container::new(origin, init, self.info.pid, stand_in)))
+    }
+
+    /// The container of this pod whose PID namespace a spec names by that container's pid; the spec then names the
+    /// pod's.
+    fn take_pids_target(&self, spec: &mut oci::Spec) -> Option<String> {
+        let target = self.all().into_iter().find(|container| {
+            container.pid != self.info.pid && namespaces::joins_pids_of(spec, container.pid)
+        })?;
+        namespaces::join_pids_of(spec, self.info.pid);
+        Some(target.origin.id.clone())
     }
 
     /// Starts the VM and creates the pod's first container in it.
@@ -353,11 +370,11 @@ impl<G: Guest> PodTasks<G> {
         }
     }
 
-    /// Guest pids of a container's processes, each with its exec id; the init process has the shim's pid, by which
-    /// the engine knows it (docs/decisions/0002-pids.md). Never empty: an engine would take the shim for a leaked one.
+    /// Guest pids of a container's processes, each with its exec id; the init process has the pid by which the engine
+    /// knows it (docs/decisions/0002-pids.md). Never empty: an engine would take the shim for a leaked one.
     pub(crate) async fn pids(&self, id: &str) -> Result<Vec<(u32, String)>, TaskError> {
         let container = self.container(id)?;
-        let mut pids = vec![(self.info.pid, String::new())];
+        let mut pids = vec![(container.pid, String::new())];
         let Some(init) = container.init.guest() else { return Ok(pids) };
         match self.vm()?.processes(id).await {
             Ok(processes) => pids.extend(processes.into_iter().filter(|(pid, _)| *pid != init.pid())),
@@ -455,6 +472,7 @@ fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) 
     PodConfig {
         id: info.id.clone(),
         namespace: info.namespace.clone(),
+        own_pids: false,
         memory_mib: size.memory_mib,
         cpus: size.cpus,
         hostname: spec.hostname().clone().unwrap_or_default(),

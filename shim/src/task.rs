@@ -87,9 +87,9 @@ impl<G: Guest> Task for TaskService<G> {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let exit = run(self.pod.clone().delete(request.id, request.exec_id)).await?;
+        let (pid, exit) = run(self.pod.clone().delete(request.id, request.exec_id)).await?;
         Ok(DeleteResponse {
-            pid: self.pod.info.pid,
+            pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -115,7 +115,7 @@ impl<G: Guest> Task for TaskService<G> {
         Ok(StateResponse {
             id: request.id,
             bundle: container.origin.bundle.display().to_string(),
-            pid: self.pod.info.pid,
+            pid: container.pid,
             status: protobuf::EnumOrUnknown::from_i32(status.value()),
             stdin: paths.stdin,
             stdout: paths.stdout,
@@ -173,10 +173,9 @@ impl<G: Guest> Task for TaskService<G> {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let pid = self.pod.info.pid;
         Ok(ConnectResponse {
-            shim_pid: pid,
-            task_pid: if self.pod.container(&request.id).is_ok() { pid } else { 0 },
+            shim_pid: self.pod.info.pid,
+            task_pid: self.pod.container(&request.id).map_or(0, |container| container.pid),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         })

@@ -15,6 +15,7 @@ fn pod_config(host: &Host) -> PodConfig {
         settings: host.settings(),
         id: "p1".into(),
         namespace: "n".into(),
+        own_pids: false,
         memory_mib: 128,
         cpus: 2,
         hostname: String::new(),
@@ -39,6 +40,7 @@ fn container_config(host: &Host, id: &str) -> ContainerConfig {
         spec: serde_json::from_value(spec).unwrap(),
         rootfs: Rootfs::Directory(host.path().join("root")),
         bundle: host.path().into(),
+        pids_of: None,
         stdio: Stdio { stdout: true, ..Stdio::default() },
     }
 }

@@ -36,7 +36,7 @@ impl<G: Guest> PodTasks<G> {
         } else {
             self.start_exec(&container, &exec_id, &process).await?;
         }
-        Ok(self.info.pid)
+        Ok(container.pid)
     }
 
     async fn start_init(self: &Arc<Self>, container: &Arc<Container<G::Process>>) -> Result<(), TaskError> {
@@ -51,7 +51,7 @@ impl<G: Guest> PodTasks<G> {
         }
         guest.start().await?;
         self.info.timeline.mark("container started");
-        let event = TaskStart { container_id: id.clone(), pid: self.info.pid, ..Default::default() };
+        let event = TaskStart { container_id: id.clone(), pid: container.pid, ..Default::default() };
         self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
         container.init.set(Phase::Running(guest));
         self.watch_oom(self.vm()?, container.clone());
@@ -91,7 +91,7 @@ impl<G: Guest> PodTasks<G> {
         let event = TaskExecStarted {
             container_id: id.clone(),
             exec_id: exec_id.into(),
-            pid: self.info.pid,
+            pid: container.pid,
             ..Default::default()
         };
         self.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
@@ -157,7 +157,7 @@ impl<G: Guest> PodTasks<G> {
         let event = TaskExit {
             container_id: container_id.clone(),
             id: if exec_id.is_empty() { container_id.clone() } else { exec_id.into() },
-            pid: self.info.pid,
+            pid: container.pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -211,8 +211,12 @@ impl<G: Guest> PodTasks<G> {
         })
     }
 
-    /// Deletes a stopped process, or one that never ran, with all its output delivered.
-    pub(crate) async fn delete(self: Arc<Self>, id: String, exec_id: String) -> Result<Exit, TaskError> {
+    /// Deletes a stopped process, or one that never ran, with all its output delivered. Returns its pid and exit.
+    pub(crate) async fn delete(
+        self: Arc<Self>,
+        id: String,
+        exec_id: String,
+    ) -> Result<(u32, Exit), TaskError> {
         let found = self.find(&id, &exec_id)?;
         let (_turn, exit) = self.stop_for_delete(&found, &exec_id).await?;
         // Another Delete may have had its turn before.
@@ -224,7 +228,7 @@ impl<G: Guest> PodTasks<G> {
         } else {
             container.remove_exec(&exec_id);
         }
-        Ok(exit)
+        Ok((container.pid, exit))
     }
 
     /// Brings a process into the stopped phase if it may be deleted, and returns its exit with the turn.
@@ -281,7 +285,7 @@ impl<G: Guest> PodTasks<G> {
         };
         let event = TaskDelete {
             container_id: id.clone(),
-            pid: self.info.pid,
+            pid: container.pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()

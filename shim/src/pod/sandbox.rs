@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
-use monohull_runtime::pod::PodError;
+use monohull_runtime::pod::{PodConfig, PodError};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Size;
 
@@ -91,7 +91,9 @@ impl<G: Guest> PodTasks<G> {
         let spec = sandbox_config::spec(&config, request)?;
         link_state(&settings, &self.info, &bundle);
         let size = Size::for_pod(&spec, &settings).map_err(PodError::from)?;
-        let vm = G::start(pod_config(settings, size, &self.info, &spec)).await?;
+        // There is no pause container whose processes others could share.
+        let config = PodConfig { own_pids: true, ..pod_config(settings, size, &self.info, &spec) };
+        let vm = G::start(config).await?;
         self.keep(vm);
         Ok(Sandbox { created_at: SystemTime::now(), started: AtomicBool::new(false), files })
     }

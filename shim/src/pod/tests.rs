@@ -41,7 +41,7 @@ struct FakeGuest {
     oom_kills: watch::Sender<u64>,
     /// How the pod was to be made, and its latest container.
     config: PodConfig,
-    last_spec: Mutex<Option<oci::Spec>>,
+    latest: Mutex<Option<ContainerConfig>>,
 }
 
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ impl Guest for FakeGuest {
             end,
             oom_kills,
             config,
-            last_spec: Mutex::default(),
+            latest: Mutex::default(),
         }))
     }
 
@@ -130,7 +130,7 @@ impl Guest for FakeGuest {
 
     async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
         self.call(format!("create {}", config.id));
-        *self.last_spec.lock().unwrap() = Some(config.spec.clone());
+        *self.latest.lock().unwrap() = Some(config.clone());
         let first = config.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
         match first.first().map(String::as_str) {
             Some("missing") => {
@@ -652,6 +652,28 @@ async fn members_share_the_pods_vm_and_the_sandbox_outlives_them() {
     }
     assert_eq!(t.status("p1").await, Status::RUNNING);
     assert!(t.guest().end.borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_container_is_named_by_its_pid_as_the_target_of_another() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    let member = t.create("c1", json!({})).await.unwrap();
+    assert_eq!(t.state("c1").await.unwrap().pid, member);
+    assert_ne!(t.create("c2", json!({})).await.unwrap(), member);
+    let joins = |pid: u32| {
+        let pid = json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")});
+        json!({"linux": {"namespaces": [{"type": "network"}, pid]}})
+    };
+    let pod = namespaces::joins_pids_of;
+    let latest = |t: &Fixture| t.guest().latest.lock().unwrap().clone().unwrap();
+    t.create("debug", joins(member)).await.unwrap();
+    assert_eq!(latest(&t).pids_of.as_deref(), Some("c1"));
+    assert!(pod(&latest(&t).spec, SHIM_PID), "to the runtime it is the pod's");
+    t.create("shares", joins(SHIM_PID)).await.unwrap();
+    assert_eq!(latest(&t).pids_of, None);
+    t.create("foreign", joins(1)).await.unwrap();
+    assert!(pod(&latest(&t).spec, 1), "which the runtime refuses");
 }
 
 #[tokio::test]

@@ -138,8 +138,8 @@ async fn containers_get_the_sandboxs_files_and_shared_memory() {
     });
     t.create("c1", spec.clone()).await.unwrap();
     let mounts = |t: &Fixture| {
-        let spec = t.guest().last_spec.lock().unwrap().clone().unwrap();
-        let mounts = spec.mounts().clone().unwrap_or_default().into_iter();
+        let latest = t.guest().latest.lock().unwrap().clone().unwrap();
+        let mounts = latest.spec.mounts().clone().unwrap_or_default().into_iter();
         mounts
             .map(|mount| {
                 (mount.destination().display().to_string(), mount.source().clone().unwrap_or_default())
