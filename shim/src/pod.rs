@@ -137,6 +137,16 @@ impl<G: Guest> PodTasks<G> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses a request if the VM has ended by itself, and says why it has.
+    fn check_end(&self) -> Result<(), TaskError> {
+        match &*self.end.borrow() {
+            Some(end) if !end.orderly => {
+                Err(TaskError::Precondition(format!("pod {} has ended: {}", self.info.id, end.reason)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The running VM.
     fn vm(&self) -> Result<Arc<G>, TaskError> {
         match &*self.vm_slot() {
@@ -328,6 +338,7 @@ impl<G: Guest> PodTasks<G> {
         process: oci::Process,
     ) -> Result<(), TaskError> {
         let container = self.container(id)?;
+        self.check_end()?;
         if container.is_ending() || matches!(container.init.phase(), Phase::Stopped(_)) {
             return Err(TaskError::Precondition("cannot exec in a stopped container".into()));
         }
@@ -388,9 +399,14 @@ impl<G: Guest> PodTasks<G> {
         // A sandbox has its own end.
         let idle = self.containers().is_empty() && self.sandbox().is_none();
         if idle {
-            self.stop.notify_one();
+            self.end_shim();
         }
         idle
+    }
+
+    /// Tells the shim to end.
+    pub(crate) fn end_shim(&self) {
+        self.stop.notify_one();
     }
 
     /// Waits until the shim shall end.

@@ -133,6 +133,7 @@ impl<G: Guest> Sandbox for SandboxService<G> {
         run(self.pod.clone().shutdown_sandbox(request.sandbox_id)).await?;
         // Before the answer: whoever looks for this pod from now on must not find it.
         let _ = std::fs::remove_file(&self.socket);
+        self.pod.end_shim();
         Ok(ShutdownSandboxResponse::default())
     }
 

@@ -684,6 +684,8 @@ async fn the_end_of_the_vm_ends_every_process_and_says_so() {
     t.guest().shutdown().await.unwrap();
     assert_eq!(t.wait("p1", "").await.unwrap(), 137);
     assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 137"]);
+    t.pod.ended().await;
+    assert_eq!(refusal(t.exec("p1", "e1").await).1, "pod p1 has ended: guest shut down");
 }
 
 #[tokio::test]
