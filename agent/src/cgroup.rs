@@ -2,9 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use libcgroups::v2::manager::Manager;
+use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
 use crate::error::{Doing, Result};
 use crate::sys;
@@ -16,6 +22,9 @@ const PARENT: &str = "/pod";
 /// The agent's own. Inner cgroups of the hierarchy can't hold processes once controllers are enabled below them
 /// (Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
 const AGENT: &str = "/agent";
+/// Files of every cgroup.
+const MEMORY_EVENTS: &str = "memory.events";
+const FREEZE: &str = "cgroup.freeze";
 
 /// Makes the fixed part of the hierarchy and enables all controllers in it.
 pub(crate) fn prepare() -> Result<()> {
@@ -50,7 +59,13 @@ impl Cgroup {
         &self.path
     }
 
-    fn directory(&self) -> PathBuf {
+    /// The one that all containers' are in.
+    pub(crate) fn of_pod() -> Self {
+        Self { path: PARENT.into() }
+    }
+
+    /// Its directory.
+    pub(crate) fn directory(&self) -> PathBuf {
         PathBuf::from(format!("{ROOT}{}", self.path))
     }
 
@@ -59,6 +74,13 @@ impl Cgroup {
         let text = if max > 0 { max.to_string() } else { "max".into() };
         fs::write(self.directory().join("pids.max"), &text)
             .doing(|| format!("set pids.max of {} to {text}", self.path))
+    }
+
+    /// Lets a BPF program decide over its processes' use of devices, see [`crate::devices`].
+    pub(crate) fn restrict_devices(&self, program: &[u64]) -> Result<()> {
+        fs::File::open(self.directory())
+            .and_then(|directory| sys::restrict_devices(directory, program))
+            .doing(|| format!("restrict the devices of cgroup {}", self.path))
     }
 
     /// Kills every process in it and below.
@@ -76,10 +98,52 @@ impl Cgroup {
         pids
     }
 
-    /// Whether the kernel's OOM killer has killed a process in it or below.
-    pub(crate) fn oom_killed(&self) -> bool {
-        let events = fs::read_to_string(self.directory().join("memory.events")).unwrap_or_default();
-        events.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    /// How many processes in it and below the kernel's OOM killer has killed.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.directory().join(MEMORY_EVENTS)).unwrap_or_default();
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.parse().ok()).unwrap_or_default()
+    }
+
+    /// Follows [`Cgroup::oom_kills`] for as long as it exists; `kills` gets every new count.
+    pub(crate) async fn follow_oom_kills(self, kills: watch::Sender<u64>) -> Result<()> {
+        let path = self.directory().join(MEMORY_EVENTS);
+        let what = || format!("watch {}", path.display());
+        let events = announcements(&path).doing(what)?;
+        loop {
+            let count = self.oom_kills();
+            kills.send_if_modified(|known| count > std::mem::replace(known, count.max(*known)));
+            events.ready(Interest::PRIORITY).await.doing(what)?.clear_ready();
+        }
+    }
+
+    /// Stops every process in it, and waits until all have stopped.
+    pub(crate) async fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)?;
+        self.until("frozen 1").await.doing(|| format!("wait until cgroup {} is frozen", self.path))
+    }
+
+    /// Lets its processes go on.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    /// Whether its processes have been told to stop.
+    pub(crate) fn is_frozen(&self) -> bool {
+        fs::read_to_string(self.directory().join(FREEZE)).is_ok_and(|state| state.trim() == "1")
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let what = || format!("{} cgroup {}", if frozen { "freeze" } else { "thaw" }, self.path);
+        fs::write(self.directory().join(FREEZE), if frozen { "1" } else { "0" }).doing(what)
+    }
+
+    /// Sets the limits that are given, and leaves the others as they are.
+    pub(crate) fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let what = || format!("change the limits of cgroup {}", self.path);
+        let options =
+            ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        Manager::new(ROOT.into(), self.path.clone().into()).doing(what)?.apply(&options).doing(what)
     }
 
     /// Kills what is left in it, waits until it is empty and removes it with all below.
@@ -88,21 +152,27 @@ impl Cgroup {
             return Ok(());
         }
         self.kill()?;
-        self.emptied().await.doing(|| format!("wait until cgroup {} is empty", self.path))?;
+        self.until("populated 0").await.doing(|| format!("wait until cgroup {} is empty", self.path))?;
         remove_tree(&self.directory()).doing(|| format!("remove cgroup {}", self.path))
     }
 
-    /// Waits until no living process is left: the kernel announces it by POLLPRI on cgroup.events.
-    async fn emptied(&self) -> io::Result<()> {
+    /// Waits until cgroup.events has this line: the kernel announces its changes.
+    async fn until(&self, line: &str) -> io::Result<()> {
         let path = self.directory().join("cgroup.events");
-        let events = sys::watch(fs::File::open(&path)?, Interest::PRIORITY)?;
+        let events = announcements(&path)?;
         loop {
-            if fs::read_to_string(&path)?.lines().any(|line| line == "populated 0") {
+            if fs::read_to_string(&path)?.lines().any(|found| found == line) {
                 return Ok(());
             }
             events.ready(Interest::PRIORITY).await?.clear_ready();
         }
     }
+}
+
+/// Readable as POLLPRI whenever the kernel has changed this file of a cgroup, and once at first
+/// (Documentation/admin-guide/cgroup-v2.rst, "Conventions").
+fn announcements(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+    sys::watch(fs::File::open(path)?, Interest::PRIORITY)
 }
 
 fn subgroups(directory: &Path) -> impl Iterator<Item = PathBuf> {

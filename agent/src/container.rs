@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use libcontainer::container::Container as OciContainer;
 use monohull_protocol::agent;
 use oci_spec::runtime::LinuxSeccomp;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use crate::cgroup::Cgroup;
 use crate::disk::Disks;
@@ -17,7 +19,7 @@ use crate::process::{Launcher, Plan, Process, Replies};
 use crate::spec::{self, Place};
 use crate::stdio::Connections;
 use crate::storage::{self, Storages};
-use crate::{kmsg, paths, sandbox};
+use crate::{kmsg, paths, sandbox, stats};
 
 /// What making and removing containers takes.
 #[derive(Debug)]
@@ -41,6 +43,34 @@ pub(crate) struct Container {
     execs: Mutex<HashMap<String, Exec>>,
     /// One exec at a time: libcontainer leaves files behind that are removed after each.
     exec_turn: tokio::sync::Mutex<()>,
+    /// Told when it is resumed, which ends a pause that has not come about.
+    resumed: Notify,
+    oom: OomWatch,
+}
+
+/// Counts the OOM killer's victims in a container, from its creation until it is dropped.
+#[derive(Debug)]
+struct OomWatch {
+    kills: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+impl OomWatch {
+    fn new(cgroup: Cgroup) -> Self {
+        let (sender, kills) = watch::channel(0);
+        let task = tokio::spawn(async move {
+            if let Err(error) = cgroup.follow_oom_kills(sender).await {
+                kmsg::error(chain(&error));
+            }
+        });
+        Self { kills, task }
+    }
+}
+
+impl Drop for OomWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// Whether the init process has been released.
@@ -112,12 +142,14 @@ impl Container {
             Ok((init, replies, seccomp)) => Ok(Self {
                 id: request.id.clone(),
                 files: files.into(),
+                oom: OomWatch::new(cgroup.clone()),
                 cgroup,
                 seccomp,
                 init,
                 start: Start::Created(replies).into(),
                 execs: Mutex::default(),
                 exec_turn: ().into(),
+                resumed: Notify::new(),
             }),
             Err(error) => {
                 if let Err(left) = cgroup.remove().await {
@@ -146,16 +178,20 @@ impl Container {
         let plan = Plan { container: &request.id, action, stdio, connections, user };
         let group = cgroup.clone();
         let at_exit = move || {
-            let oom = group.oom_killed();
+            let kills = group.oom_kills();
             // In a PID namespace of its own, the kernel has done this already.
             if let Err(error) = group.kill() {
                 kmsg::error(chain(&error));
             }
-            oom
+            kills
         };
         let (init, replies) = environment.launcher.launch(plan, at_exit).await?;
         if let Some(max) = prepared.pids_max {
             cgroup.set_pids_max(max)?;
+        }
+        // Only now: libcontainer has made the nodes.
+        if let Some(program) = prepared.devices {
+            cgroup.restrict_devices(&program)?;
         }
         let seccomp = prepared.spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
         Ok((init, replies, seccomp))
@@ -228,6 +264,9 @@ impl Container {
             return Err(Error::Precondition(format!("container {} is not running", self.id)));
         }
         let _turn = self.exec_turn.lock().await;
+        if self.cgroup.is_frozen() {
+            return Err(Error::Precondition(format!("container {} is paused", self.id)));
+        }
         let stdio = request.stdio.get_or_default();
         let mut process = spec::prepare_process(&request.process, stdio.terminal)?;
         let privileges = Privileges::take(&mut process, self.seccomp.clone());
@@ -238,7 +277,7 @@ impl Container {
         let action = Action::Exec { process: path, privileges: Box::new(privileges) };
         let plan = Plan { container: &self.id, action, stdio, connections, user };
         let group = self.cgroup.clone();
-        let made = environment.launcher.launch(plan, move || group.oom_killed()).await;
+        let made = environment.launcher.launch(plan, move || group.oom_kills()).await;
         remove_tenant_files(&state);
         made.map(|(process, _)| process)
     }
@@ -289,6 +328,45 @@ impl Container {
             .collect();
         let pids = self.cgroup.processes().into_iter();
         pids.map(|pid| (pid, named.get(&pid).cloned().unwrap_or_default())).collect()
+    }
+
+    /// Stops every process, and waits until all have stopped.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        // An exec that is being made would stop half way.
+        let _turn = self.exec_turn.lock().await;
+        if !matches!(*self.start.lock().await, Start::Started) || self.init.exit().is_some() {
+            return Err(Error::Precondition(format!("container {} is not running", self.id)));
+        }
+        let not_paused = |why: &str| Err(Error::Precondition(format!("container {} {why}", self.id)));
+        tokio::select! {
+            frozen = self.cgroup.freeze() => frozen,
+            () = self.resumed.notified() => not_paused("has been resumed"),
+            _ = self.init.wait() => not_paused("has ended"),
+        }
+    }
+
+    /// Lets its processes go on.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.cgroup.thaw()?;
+        self.resumed.notify_waiters();
+        Ok(())
+    }
+
+    /// Changes its limits.
+    pub(crate) fn update(&self, resources: &[u8]) -> Result<()> {
+        let (resources, pids_max) = spec::prepare_resources(resources)?;
+        self.cgroup.update(&resources)?;
+        pids_max.map_or(Ok(()), |max| self.cgroup.set_pids_max(max))
+    }
+
+    /// What it has used.
+    pub(crate) fn stats(&self) -> agent::Metrics {
+        stats::read(&self.cgroup.directory())
+    }
+
+    /// How many of its processes the OOM killer has killed, as long as the container exists.
+    pub(crate) fn oom_kills(&self) -> watch::Receiver<u64> {
+        self.oom.kills.clone()
     }
 
     /// Kills every process and waits for the init process's end.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use monohull_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateSandboxRequest, Empty, ExecRequest, Extent,
-    ProcessRequest, ResizeRequest, SignalRequest, Stdio, Storage, WaitResponse, storage::Source,
+    ProcessRequest, ResizeRequest, SignalRequest, Stdio, Storage, UpdateRequest, WaitOomRequest,
+    WaitResponse, storage::Source,
 };
 use monohull_protocol::agent_ttrpc::AgentClient;
 use serde_json::{Value, json};
@@ -66,6 +67,7 @@ impl Host {
             entropy: vec![1; 32],
             realtime_ns: 1_800_000_000_000_000_000,
             cpus: 2,
+            own_pid_namespace: true,
             sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
             ..Default::default()
         };
@@ -268,7 +270,7 @@ async fn a_container_runs_in_its_own_namespaces(host: &Host) {
         echo x >/etc/x && cat /etc/x; stat -c %F /dev/stdout/ 2>/dev/null; echo again >/dev/stdout; exit 42";
     let (exit, output) = host.run("c", &shell(script)).await;
     assert_eq!(output, "box\n1\n0::/\nshm\nx\nagain\n");
-    assert_eq!((exit.exit_code, exit.oom), (42, false));
+    assert_eq!((exit.exit_code, exit.oom_kills), (42, 0));
     assert!(exit.exited_at_ns > 1_800_000_000_000_000_000);
     nothing_left("c");
 }
@@ -392,11 +394,81 @@ async fn a_terminal_has_its_size_and_echoes(host: &Host) {
     host.end("t").await;
 }
 
+async fn a_killed_child_is_told_while_init_lives(host: &Host) {
+    let mut spec = shell("tail /dev/zero & wait; exec sleep 1000");
+    spec["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+    host.create("kill", &spec, Stdio::default()).await.unwrap();
+    host.start("kill").await.unwrap();
+    let request = |seen| WaitOomRequest { container_id: "kill".into(), seen, ..Default::default() };
+    let first = host.client.wait_oom(with_timeout(DEADLINE), &request(0)).await.unwrap().kills;
+    assert!(first >= 1);
+    let metrics = host.client.stats(with_timeout(DEADLINE), &container("kill")).await.unwrap();
+    assert_eq!((metrics.memory.usage_limit, metrics.memory_events.oom_kill), (16 << 20, first));
+    let (client, request) = (host.client.clone(), request(first));
+    let next = tokio::spawn(async move { client.wait_oom(with_timeout(DEADLINE), &request).await });
+    host.end("kill").await;
+    assert!(
+        matches!(next.await.unwrap(), Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::NOT_FOUND)
+    );
+}
+
+async fn a_paused_container_stands_still_and_can_be_killed(host: &Host) {
+    host.create("still", &shell("while true; do :; done"), Stdio::default()).await.unwrap();
+    host.start("still").await.unwrap();
+    let used = async || {
+        let metrics = host.client.stats(with_timeout(DEADLINE), &container("still")).await.unwrap();
+        assert!(metrics.pids.current >= 1 && metrics.memory.usage > 0, "{metrics}");
+        metrics.cpu.usage_usec
+    };
+    host.client.pause(with_timeout(DEADLINE), &container("still")).await.unwrap();
+    let before = used().await;
+    assert!(before > 0);
+    let refused = host.exec("still", "e", &process(&["true"]), Stdio::default()).await;
+    assert!(refused.unwrap_err().to_string().contains("is paused"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(used().await, before);
+    host.client.resume(with_timeout(DEADLINE), &container("still")).await.unwrap();
+    host.exec("still", "e", &process(&["true"]), Stdio::default()).await.unwrap();
+    host.client.pause(with_timeout(DEADLINE), &container("still")).await.unwrap();
+    host.end("still").await;
+    nothing_left("still");
+}
+
+async fn limits_change_while_the_container_runs(host: &Host) {
+    host.sleeper("limits", &shell("")).await;
+    let resources = json!({
+        "memory": {"limit": 64 << 20, "reservation": 32 << 20}, "pids": {"limit": 7},
+        "cpu": {"quota": 50000, "period": 100_000, "shares": 2048, "cpus": "0-63"},
+        "unified": {"memory.high": "50331648"},
+    });
+    let request = UpdateRequest {
+        container_id: "limits".into(),
+        resources: resources.to_string().into(),
+        ..Default::default()
+    };
+    host.client.update(with_timeout(DEADLINE), &request).await.unwrap();
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/pod/limits/{file}")).unwrap();
+    for (file, value) in [
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("memory.high", "50331648"),
+        ("pids.max", "7"),
+        ("cpu.max", "50000 100000"),
+    ] {
+        assert_eq!(read(file).trim(), value, "{file}");
+    }
+    let metrics = host.client.stats(with_timeout(DEADLINE), &container("limits")).await.unwrap();
+    assert_eq!((metrics.pids.limit, metrics.memory.usage_limit), (7, 64 << 20));
+    let bad = UpdateRequest { resources: b"{\"pids\": 1}".to_vec(), ..request };
+    assert!(host.client.update(with_timeout(DEADLINE), &bad).await.is_err());
+    host.end("limits").await;
+}
+
 async fn the_memory_limit_kills_and_says_so(host: &Host) {
     let mut spec = shell("exec tail /dev/zero");
     spec["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
     let (exit, _) = host.run("oom", &spec).await;
-    assert_eq!((exit.exit_code, exit.oom), (137, true));
+    assert_eq!((exit.exit_code, exit.oom_kills), (137, 1));
     nothing_left("oom");
 }
 
@@ -497,13 +569,68 @@ async fn a_request_may_overtake_the_growth_of_the_disk(host: &Host) {
 }
 
 async fn containers_can_share_the_pods_namespaces(host: &Host) {
-    host.sleeper("pause", &spec(&["true"])).await;
-    let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; [ $$ = 1 ] || echo shared");
-    spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/9/ns/pid"},
-        {"type": "uts", "path": "/proc/9/ns/uts"}, {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "mount"}]);
+    let namespaces = json!([{"type": "pid", "path": "/proc/9/ns/pid"}, {"type": "uts", "path": "/proc/9/ns/uts"},
+        {"type": "ipc", "path": "/proc/9/ns/ipc"}, {"type": "mount"}]);
+    let mut sleeper = spec(&["true"]);
+    sleeper["linux"]["namespaces"] = namespaces.clone();
+    host.sleeper("first", &sleeper).await;
+    let mut spec = shell("hostname; ps | grep -c '[s]leep 1000'; grep -c keep-pod-pids /proc/1/cmdline");
+    spec["linux"]["namespaces"] = namespaces;
     let (_, output) = host.run("app", &spec).await;
-    assert_eq!(output, "pod\n1\nshared\n");
-    host.end("pause").await;
+    assert_eq!(output, "pod\n1\n1\n");
+    // The end of the first one is not that of the others.
+    host.end("first").await;
+    let (_, output) = host.run("app", &spec).await;
+    assert_eq!(output, "pod\n0\n1\n");
+}
+
+async fn a_container_can_join_the_processes_of_another(host: &Host) {
+    host.sleeper("bystander", &shell("")).await;
+    host.sleeper("target", &shell("")).await;
+    let mut spec = shell("exit 7");
+    spec["process"]["args"] =
+        json!(["sh", "-c", "ps | grep -c '[s]leep 1000'; grep -c sleep /proc/1/cmdline"]);
+    spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/9/ns/pid"}, {"type": "mount"}]);
+    spec["root"] = json!({"path": format!("{CONTAINERS}/debug/rootfs")});
+    let mut output = host.stream("debug").await;
+    let mut request = CreateContainerRequest {
+        id: "debug".into(),
+        spec: spec.to_string().into(),
+        storages: rootfs("debug"),
+        stdio: Some(Stdio { stdout: "debug".into(), ..Default::default() }).into(),
+        pid_namespace_of: "target".into(),
+        ..Default::default()
+    };
+    host.client.create_container(with_timeout(DEADLINE), &request).await.unwrap();
+    host.start("debug").await.unwrap();
+    let mut seen = String::new();
+    output.read_to_string(&mut seen).await.unwrap();
+    assert_eq!(seen, "1\n1\n");
+    host.wait("debug", "").await;
+    host.delete("debug").await.unwrap();
+    host.end("target").await;
+    host.end("bystander").await;
+    request.id = "late".into();
+    let error = refusal(host.client.create_container(with_timeout(DEADLINE), &request).await);
+    assert!(error.contains("there is no container target"), "{error}");
+}
+
+async fn devices_that_are_not_allowed_cannot_be_used(host: &Host) {
+    let number = std::fs::read_to_string("/sys/block/vda/dev").unwrap().trim().replace(':', " ");
+    let script = format!(
+        "mknod /dev/disk b {number} && (head -c 1 /dev/disk >/dev/null 2>&1 || echo refused); \
+         echo x > /dev/null && head -c 4 /dev/zero | wc -c"
+    );
+    let mut spec = shell(&script);
+    spec["process"]["capabilities"] = json!({"bounding": ["CAP_MKNOD"], "effective": ["CAP_MKNOD"],
+        "permitted": ["CAP_MKNOD"]});
+    spec["linux"]["resources"] = json!({"devices": [
+        {"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "access": "m"}]});
+    let (_, output) = host.run("devices", &spec).await;
+    assert_eq!(output, "refused\n4\n");
+    spec["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    let (_, output) = host.run("devices", &spec).await;
+    assert_eq!(output, "4\n", "a privileged container may use the disk");
 }
 
 async fn processes_left_behind_end_with_the_container(host: &Host) {
@@ -540,6 +667,9 @@ async fn the_agent_keeps_its_promises() {
         execs_have_their_own_streams_and_exit_codes
         a_terminal_has_its_size_and_echoes
         the_memory_limit_kills_and_says_so
+        a_killed_child_is_told_while_init_lives
+        a_paused_container_stands_still_and_can_be_killed
+        limits_change_while_the_container_runs
         limits_reach_the_cgroup
         seccomp_and_capabilities_hold_for_init_and_exec
         a_hundred_layers_and_a_writable_extent_are_mounted
@@ -548,6 +678,8 @@ async fn the_agent_keeps_its_promises() {
         the_network_is_the_hosts
         the_network_follows_the_host
         containers_can_share_the_pods_namespaces
+        a_container_can_join_the_processes_of_another
+        devices_that_are_not_allowed_cannot_be_used
         processes_left_behind_end_with_the_container
     }
     shutdown_ends_all_and_answers(host).await;

@@ -5,6 +5,7 @@
 mod cgroup;
 mod clock;
 mod container;
+mod devices;
 mod disk;
 mod early;
 mod error;
@@ -18,11 +19,13 @@ mod mount;
 mod network;
 mod paths;
 mod pod;
+mod pod_pids;
 mod process;
 mod reaper;
 mod sandbox;
 mod server;
 mod spec;
+mod stats;
 mod stdio;
 mod storage;
 mod sys;
@@ -54,16 +57,25 @@ fn main() -> ExitCode {
             }
         };
     }
+    match arguments.get(1).map(String::as_str) {
+        Some(pod_pids::MAKER) => return pod_pids::make(),
+        Some(pod_pids::KEEPER) => pod_pids::keep(),
+        _ => {}
+    }
     if std::process::id() != 1 {
         eprintln!("monohull-agent is PID 1 of a Monohull VM; there is nothing to do for it elsewhere");
         return ExitCode::FAILURE;
     }
     // A panic of PID 1 is one of the kernel: its record should say what happened.
     std::panic::set_hook(Box::new(|panic| kmsg::error(panic)));
-    if let Err(error) = run(started_us) {
-        kmsg::error(chain(&error));
+    match run(started_us) {
+        Ok(()) => power_down(),
+        Err(error) => {
+            // PID 1 must not return: the kernel panics, and its record keeps what is said here.
+            kmsg::error(chain(&error));
+            ExitCode::FAILURE
+        }
     }
-    power_down()
 }
 
 fn run(started_us: u64) -> Result<()> {

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use monohull_protocol::agent;
 use tokio::sync::{OwnedMutexGuard, watch};
 
+use crate::cgroup::Cgroup;
 use crate::container::{Container, Environment};
 use crate::error::{Error, Result, chain};
 use crate::network::{self, Network};
+use crate::pod_pids::PodPids;
 use crate::process::Exit;
 use crate::stdio::Streams;
-use crate::{clock, kmsg, paths, sandbox};
+use crate::{clock, kmsg, paths, sandbox, spec, stats};
 
 /// The pod. Requests are served concurrently; what they change is behind short locks, never held across an await.
 pub(crate) struct Pod {
@@ -22,12 +24,16 @@ pub(crate) struct Pod {
     state: Mutex<State>,
     /// Held while the network is changed.
     network: Arc<tokio::sync::Mutex<Network>>,
+    /// The pod's own PID namespace, once a container has asked for it.
+    pids: tokio::sync::Mutex<Option<PodPids>>,
     /// True when all has been ended and the machine is to be reset.
     ended: watch::Sender<bool>,
 }
 
 struct State {
     phase: Phase,
+    /// The PID namespace that containers share is one of the pod's own.
+    own_pids: bool,
     /// In the order of their creation.
     containers: Vec<(String, Slot)>,
 }
@@ -49,11 +55,16 @@ enum Slot {
     Ready(Arc<Container>),
 }
 
+fn pid_namespace(container: &Container) -> PathBuf {
+    format!("/proc/{}/ns/pid", container.init().pid()).into()
+}
+
 impl Pod {
     pub(crate) fn new(environment: Environment, started_us: u64) -> Self {
-        let state = State { phase: Phase::Blank, containers: Vec::new() };
+        let state = State { phase: Phase::Blank, own_pids: false, containers: Vec::new() };
         let (streams, ended) = (Streams::default(), watch::Sender::new(false));
-        Self { streams, environment, started_us, state: state.into(), network: Arc::default(), ended }
+        let (state, network, pids) = (state.into(), Arc::default(), None.into());
+        Self { streams, environment, started_us, state, network, pids, ended }
     }
 
     /// Makes this VM the pod that the request describes.
@@ -67,6 +78,7 @@ impl Pod {
             self.lock().phase = before;
             return Err(Error::Precondition("the sandbox has been created already".into()));
         }
+        self.lock().own_pids = request.own_pid_namespace;
         let mut network = self.network.clone().lock_owned().await;
         sandbox::create(request, &mut network).await?;
         hide_spares(network, request.network.get_or_default())?;
@@ -90,8 +102,9 @@ impl Pod {
         if !paths::valid_id(&request.id) {
             return Err(Error::Invalid(format!("id: {:?} is not an id", request.id)));
         }
-        let pod_pids = self.reserve(&request.id)?;
+        let first_pids = self.reserve(&request.id)?;
         let made = async {
+            let pod_pids = self.pids_to_share(request, first_pids).await?;
             let connections = self.streams.take(request.stdio.get_or_default()).await?;
             Container::create(&self.environment, request, connections, pod_pids).await
         }
@@ -115,7 +128,33 @@ impl Pod {
         }
     }
 
-    /// Takes the name, and returns the PID namespace that containers of this pod may share.
+    /// The PID namespace that a container joins if its spec has a path for that. `first` is that of the first one.
+    async fn pids_to_share(
+        &self,
+        request: &agent::CreateContainerRequest,
+        first: Option<PathBuf>,
+    ) -> Result<Option<PathBuf>> {
+        let target = &request.pid_namespace_of;
+        if !target.is_empty() {
+            let container = self.container(target)?;
+            if container.init().exit().is_some() {
+                let text = format!("container {target}, whose processes are to be shared, has stopped");
+                return Err(Error::Precondition(text));
+            }
+            return Ok(Some(pid_namespace(&container)));
+        }
+        if !self.lock().own_pids || !spec::shares_pids(&request.spec)? {
+            return Ok(first);
+        }
+        let mut pids = self.pids.lock().await;
+        let pids = match &mut *pids {
+            Some(pids) => pids,
+            none => none.insert(PodPids::new(&self.environment.launcher).await?),
+        };
+        Ok(Some(pids.path()))
+    }
+
+    /// Takes the name, and returns the PID namespace of the pod's first container.
     fn reserve(&self, id: &str) -> Result<Option<PathBuf>> {
         let mut state = self.lock();
         self.check_phase(state.phase)?;
@@ -123,10 +162,10 @@ impl Pod {
             return Err(Error::AlreadyExists(format!("container {id} exists")));
         }
         let mut running = state.containers.iter().filter_map(|(_, slot)| match slot {
-            Slot::Ready(container) if container.init().exit().is_none() => Some(container.init().pid()),
+            Slot::Ready(container) if container.init().exit().is_none() => Some(pid_namespace(container)),
             _ => None,
         });
-        let pod_pids = running.next().map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
+        let pod_pids = running.next();
         state.containers.push((id.into(), Slot::Creating));
         Ok(pod_pids)
     }
@@ -174,6 +213,35 @@ impl Pod {
         container.delete(&self.environment).await?;
         self.lock().containers.retain(|(other, _)| other != id);
         Ok(())
+    }
+
+    pub(crate) async fn pause(&self, id: &str) -> Result<()> {
+        self.container(id)?.pause().await
+    }
+
+    pub(crate) fn resume(&self, id: &str) -> Result<()> {
+        self.container(id)?.resume()
+    }
+
+    pub(crate) fn update(&self, request: &agent::UpdateRequest) -> Result<()> {
+        self.container(&request.container_id)?.update(&request.resources)
+    }
+
+    /// What a container has used, or with an empty id the pod.
+    pub(crate) fn stats(&self, id: &str) -> Result<agent::Metrics> {
+        if id.is_empty() {
+            return Ok(stats::read(&Cgroup::of_pod().directory()));
+        }
+        Ok(self.container(id)?.stats())
+    }
+
+    /// Waits for an OOM kill that the caller has not seen; returns the count.
+    pub(crate) async fn wait_oom(&self, request: &agent::WaitOomRequest) -> Result<u64> {
+        let id = &request.container_id;
+        // Only the counter is held on to: the container's end must end the wait.
+        let mut kills = self.container(id)?.oom_kills();
+        let new = kills.wait_for(|kills| *kills > request.seen).await.map(|kills| *kills);
+        new.map_err(|_| Error::NotFound(format!("container {id} has been deleted")))
     }
 
     /// Ends everything and flushes all data. Then the machine may be reset.

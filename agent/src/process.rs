@@ -30,8 +30,8 @@ pub(crate) struct Exit {
     pub(crate) code: u32,
     /// CLOCK_REALTIME, nanoseconds since 1970.
     pub(crate) at_ns: u64,
-    /// The container's cgroup had seen an OOM kill by then.
-    pub(crate) oom: bool,
+    /// How many processes of the container the OOM killer had killed by then.
+    pub(crate) oom_kills: u64,
 }
 
 /// A process of a container.
@@ -44,19 +44,15 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Watches over `child`. `at_exit` is called when it has ended and says whether the OOM killer was at work.
-    fn new(
-        child: Child,
-        terminal: Option<Terminal>,
-        at_exit: impl FnOnce() -> bool + Send + 'static,
-    ) -> Self {
+    /// Watches over `child`. `at_exit` is called when it has ended and counts the OOM killer's victims.
+    fn new(child: Child, terminal: Option<Terminal>, at_exit: impl FnOnce() -> u64 + Send + 'static) -> Self {
         let (sender, exit) = watch::channel(None);
         let Child { pid, pidfd, status } = child;
         tokio::spawn(async move {
             // The reaper drops no status of a registered child.
             let code = status.await.map_or(255, exit_code);
             let at_ns = clock::real_ns();
-            sender.send_replace(Some(Exit { code, at_ns, oom: at_exit() }));
+            sender.send_replace(Some(Exit { code, at_ns, oom_kills: at_exit() }));
         });
         Self { pid: pid.as_raw_nonzero().get().unsigned_abs(), pidfd, terminal, exit }
     }
@@ -76,7 +72,7 @@ impl Process {
         let mut exit = self.exit.clone();
         let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
         // The sender sends before it goes.
-        ended.unwrap_or(Exit { code: 255, at_ns: clock::real_ns(), oom: false })
+        ended.unwrap_or(Exit { code: 255, at_ns: clock::real_ns(), oom_kills: 0 })
     }
 
     /// Sends it a signal.
@@ -169,7 +165,7 @@ impl Launcher {
     pub(crate) async fn launch(
         &self,
         plan: Plan<'_>,
-        at_exit: impl FnOnce() -> bool + Send + 'static,
+        at_exit: impl FnOnce() -> u64 + Send + 'static,
     ) -> Result<(Process, Replies)> {
         let (streams, ends) = if plan.stdio.terminal {
             let console = Console::listen(&self.state)?;

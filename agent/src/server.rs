@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
-    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, ProcessInfo,
-    ProcessRequest, ResizeRequest, SignalRequest, WaitResponse,
+    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics,
+    ProcessInfo, ProcessRequest, ResizeRequest, SignalRequest, UpdateRequest, WaitOomRequest,
+    WaitOomResponse, WaitResponse,
 };
 use monohull_protocol::agent_ttrpc::{Agent, create_agent};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -151,7 +152,7 @@ impl Agent for Service {
         Ok(WaitResponse {
             exit_code: exit.code,
             exited_at_ns: exit.at_ns,
-            oom: exit.oom,
+            oom_kills: exit.oom_kills,
             ..Default::default()
         })
     }
@@ -177,6 +178,30 @@ impl Agent for Service {
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         self.complete(|pod| async move { pod.delete_container(&request.container_id).await }).await?;
         Ok(Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.complete(|pod| async move { pod.pause(&request.container_id).await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.0.resume(&request.container_id)?;
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        self.0.update(&request)?;
+        Ok(Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Metrics> {
+        Ok(self.0.stats(&request.container_id)?)
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
+        let kills = self.0.wait_oom(&request).await?;
+        Ok(WaitOomResponse { kills, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -2,10 +2,10 @@
 //!
 //! The runtime on the host has already rewritten paths (root, bind mounts). What is left here:
 //! - namespaces: the network is the VM's. One that names a path on the host is the pod's: the VM's own for IPC and
-//!   UTS, that of the pod's first container for PIDs (never the agent's).
+//!   UTS; for PIDs one of the pod's own or a container's (never the agent's).
 //! - sysctls that no namespace of the container holds are settings of the pod's kernel.
-//! - resources: host CPU numbers, NUMA nodes and device numbers mean nothing here. Device rules are dropped, not
-//!   enforced: the VM is the boundary, and a container needs CAP_MKNOD to make a node at all.
+//! - resources: host CPU numbers, NUMA nodes and device numbers mean nothing here. Device rules become a program of
+//!   ours ([`crate::devices`]).
 //! - hooks of the host's namespaces have been run by the host; others are refused.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,10 @@ use oci_spec::runtime::{
     LinuxResources, Process, Spec,
 };
 
+use serde::Deserialize;
+
 use crate::cgroup::Cgroup;
+use crate::devices;
 use crate::error::{Doing, Error, Result};
 
 /// What the agent takes over from the spec.
@@ -29,13 +32,36 @@ pub(crate) struct Prepared {
     /// Limit of processes. Set when the init process exists: libcontainer's own helper processes, which are in the
     /// cgroup for a moment, must not count.
     pub(crate) pids_max: Option<i64>,
+    /// The program that restricts its devices, if they are.
+    pub(crate) devices: Option<Vec<u64>>,
+}
+
+/// Whether a container's spec has a path for its PID namespace: that of the pod, or of another container.
+pub(crate) fn shares_pids(json: &[u8]) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Peek {
+        linux: Option<PeekLinux>,
+    }
+    #[derive(Deserialize)]
+    struct PeekLinux {
+        #[serde(default)]
+        namespaces: Vec<LinuxNamespace>,
+    }
+    let spec: Peek =
+        serde_json::from_slice(json).map_err(|error| Error::Invalid(format!("spec: {error}")))?;
+    let namespaces = spec.linux.map(|linux| linux.namespaces).unwrap_or_default();
+    Ok(namespaces.iter().any(|entry| entry.typ() == LinuxNamespaceType::Pid && is_shared(entry)))
+}
+
+fn is_shared(namespace: &LinuxNamespace) -> bool {
+    namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
 }
 
 /// What the spec is fitted to.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) cgroup: &'a Cgroup,
-    /// The PID namespace of the pod's first container.
+    /// The PID namespace that it joins if its spec has a path for that.
     pub(crate) pod_pids: Option<PathBuf>,
     pub(crate) terminal: bool,
 }
@@ -59,6 +85,7 @@ pub(crate) fn prepare(json: &[u8], place: Place<'_>) -> Result<Prepared> {
     let (kept, sysctls) = split_sysctls(&linux, own(LinuxNamespaceType::Ipc), own(LinuxNamespaceType::Uts));
     let mut resources = linux.resources().clone().unwrap_or_default();
     let pids_max = resources.pids().as_ref().map(|pids| pids.limit());
+    let devices = devices::program(&linux);
     fit_resources(&mut resources)?;
     linux
         .set_namespaces(Some(namespaces))
@@ -70,7 +97,7 @@ pub(crate) fn prepare(json: &[u8], place: Place<'_>) -> Result<Prepared> {
         .set_intel_rdt(None)
         .set_memory_policy(None);
     spec.set_linux(Some(linux));
-    Ok(Prepared { spec, sysctls, pids_max })
+    Ok(Prepared { spec, sysctls, pids_max, devices })
 }
 
 /// Parses and fits the process of an exec.
@@ -79,6 +106,15 @@ pub(crate) fn prepare_process(json: &[u8], terminal: bool) -> Result<Process> {
         serde_json::from_slice(json).map_err(|error| Error::Invalid(format!("process: {error}")))?;
     fit_process(&mut process, terminal)?;
     Ok(process)
+}
+
+/// Parses and fits new limits; those of processes come separately, see [`Prepared::pids_max`].
+pub(crate) fn prepare_resources(json: &[u8]) -> Result<(LinuxResources, Option<i64>)> {
+    let mut resources: LinuxResources =
+        serde_json::from_slice(json).map_err(|error| Error::Invalid(format!("resources: {error}")))?;
+    let pids_max = resources.pids().as_ref().map(|pids| pids.limit());
+    fit_resources(&mut resources)?;
+    Ok((resources, pids_max))
 }
 
 /// Writes JSON for libcontainer to read.
@@ -122,9 +158,6 @@ fn fit_namespaces(linux: &Linux, pod_pids: Option<PathBuf>) -> Result<Vec<LinuxN
     let asked = linux.namespaces().as_deref().unwrap_or_default();
     let mapped = |mapping: &Option<Vec<_>>| mapping.as_ref().is_some_and(|list| !list.is_empty());
     let find = |kind| asked.iter().find(|namespace| namespace.typ() == kind);
-    let shared = |namespace: &LinuxNamespace| {
-        namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
-    };
     if find(LinuxNamespaceType::User).is_some()
         || mapped(linux.uid_mappings())
         || mapped(linux.gid_mappings())
@@ -134,10 +167,10 @@ fn fit_namespaces(linux: &Linux, pod_pids: Option<PathBuf>) -> Result<Vec<LinuxN
         ));
     }
     let mut wanted = vec![(LinuxNamespaceType::Mount, None), (LinuxNamespaceType::Cgroup, None)];
-    let pids = find(LinuxNamespaceType::Pid).filter(|namespace| shared(namespace)).and(pod_pids);
+    let pids = find(LinuxNamespaceType::Pid).filter(|namespace| is_shared(namespace)).and(pod_pids);
     wanted.push((LinuxNamespaceType::Pid, pids));
     for kind in [LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::Time] {
-        if find(kind).is_some_and(|namespace| !shared(namespace)) {
+        if find(kind).is_some_and(|namespace| !is_shared(namespace)) {
             wanted.push((kind, None));
         }
     }

@@ -126,6 +126,72 @@ pub(crate) fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<As
     unsafe { AsyncFd::register_with_interest(fd.into(), interest) }.map_err(io::Error::from)
 }
 
+/// `struct bpf_insn`s by their size, and the numbers of linux/bpf.h that loading a device program takes.
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// The beginning of `union bpf_attr` for BPF_PROG_LOAD; the kernel takes what is missing for 0.
+#[repr(C)]
+struct BpfLoad {
+    program_type: u32,
+    instructions: u32,
+    address: u64,
+    license: u64,
+}
+
+/// `union bpf_attr` for BPF_PROG_ATTACH.
+#[repr(C)]
+struct BpfAttach {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: bpf(2) reads `size_of::<T>()` bytes of attributes, and what they point to; callers keep both alive.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { result.try_into().map_err(io::Error::other) }
+}
+
+/// Lets a BPF program decide over the use of devices by the processes of a cgroup, given its directory. It goes with the
+/// cgroup.
+pub(crate) fn restrict_devices(cgroup: impl AsFd, program: &[u64]) -> io::Result<()> {
+    let license = c"Apache-2.0";
+    let load = BpfLoad {
+        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instructions: program.len().try_into().map_err(io::Error::other)?,
+        address: program.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    let fd = bpf(BPF_PROG_LOAD, &load)?;
+    // SAFETY: the kernel has just made `fd` for us; nobody else owns it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    let number = |fd: RawFd| u32::try_from(fd).map_err(io::Error::other);
+    let attach = BpfAttach {
+        target: number(cgroup.as_fd().as_raw_fd())?,
+        program: number(program.as_raw_fd())?,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    bpf(BPF_PROG_ATTACH, &attach).map(drop)
+}
+
+/// Makes the children of the calling process, from the next one on, those of a new PID namespace.
+pub(crate) fn new_pid_namespace() -> io::Result<()> {
+    // SAFETY: unshare takes flags by value; CLONE_NEWPID changes nothing of the caller itself.
+    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).map(drop)
+}
+
+/// Lets the kernel collect the calling process's dead children.
+pub(crate) fn ignore_children() {
+    // SAFETY: SIG_IGN is no handler of ours; for SIGCHLD it can't fail.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Takes over a descriptor that the parent process left open for us. EBADF if it is not open.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD on any number is harmless.

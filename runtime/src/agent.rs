@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
 use monohull_protocol::agent_ttrpc::AgentClient;
-use protobuf::MessageField;
+use protobuf::{Message, MessageField};
 use tokio::net::UnixStream;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::{Code, context};
@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_PID: u32 = 4 * 1024 * 1024;
 /// Most characters taken of a guest's error message: enough for a path and a reason.
 const MAX_MESSAGE: usize = 1024;
+/// Most bytes of a container's statistics: enough for every partition of the image disk.
+const MAX_METRICS: u64 = 64 * 1024;
 
 /// Why the agent did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +161,11 @@ impl Agent {
         }
         // The guest's clock is the guest's business; the host's account stays within what the host has seen.
         let at = UNIX_EPOCH.checked_add(Duration::from_nanos(answer.exited_at_ns)).unwrap_or(since);
-        Ok(Exit { code: answer.exit_code, at: at.min(SystemTime::now()).max(since), oom: answer.oom })
+        Ok(Exit {
+            code: answer.exit_code,
+            at: at.min(SystemTime::now()).max(since),
+            oom_kills: answer.oom_kills,
+        })
     }
 
     pub(crate) async fn resize(&self, key: &ProcessKey, columns: u16, rows: u16) -> Result<(), AgentError> {
@@ -194,6 +200,41 @@ impl Agent {
         within("DeleteContainer", self.client.delete_container(unlimited(), &container_request(container)))
             .await
             .map(drop)
+    }
+
+    pub(crate) async fn pause(&self, container: &str) -> Result<(), AgentError> {
+        within("Pause", self.client.pause(unlimited(), &container_request(container))).await.map(drop)
+    }
+
+    pub(crate) async fn resume(&self, container: &str) -> Result<(), AgentError> {
+        within("Resume", self.client.resume(unlimited(), &container_request(container))).await.map(drop)
+    }
+
+    /// `resources` is a `LinuxResources` in JSON.
+    pub(crate) async fn update(&self, container: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let request =
+            proto::UpdateRequest { container_id: container.to_owned(), resources, ..Default::default() };
+        within("Update", self.client.update(unlimited(), &request)).await.map(drop)
+    }
+
+    /// What a container has used, or with an empty id the pod.
+    pub(crate) async fn stats(&self, container: &str) -> Result<proto::Metrics, AgentError> {
+        const CALL: &str = "Stats";
+        let metrics = within(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
+        if metrics.compute_size() > MAX_METRICS {
+            return Err(nonsense(CALL, "size"));
+        }
+        Ok(metrics)
+    }
+
+    /// Waits until the OOM killer has killed more than `seen` processes of a container. Has no deadline, like
+    /// [`Self::wait`].
+    pub(crate) async fn wait_oom(&self, container: &str, seen: u64) -> Result<u64, AgentError> {
+        const CALL: &str = "WaitOom";
+        let request =
+            proto::WaitOomRequest { container_id: container.to_owned(), seen, ..Default::default() };
+        let kills = answer(CALL, self.client.wait_oom(unlimited(), &request).await)?.kills;
+        if kills <= seen { Err(nonsense(CALL, "kills")) } else { Ok(kills) }
     }
 
     /// Asks for an orderly end, which then comes as the end of the VM.

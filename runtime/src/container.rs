@@ -19,6 +19,7 @@ use crate::timeline::Timeline;
 pub struct Prepared {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
+    pub(crate) pids_of: Option<String>,
     pub(crate) stdio: Stdio,
     pub(crate) spec: oci::Spec,
     pub(crate) storages: Vec<Storage<Source>>,
@@ -32,7 +33,7 @@ impl Prepared {
         config: ContainerConfig,
         timeline: &Timeline,
     ) -> Result<Self, PodError> {
-        let ContainerConfig { id, spec, rootfs, bundle, stdio } = config;
+        let ContainerConfig { id, spec, rootfs, bundle, pids_of, stdio } = config;
         state::check_id("container id", &id)?;
         let base = format!("{CONTAINERS}/{id}");
         // All refusals come before any work.
@@ -43,6 +44,6 @@ impl Prepared {
         }
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, stdio, spec, storages, files: volumes.files })
+        Ok(Self { id, bundle, pids_of, stdio, spec, storages, files: volumes.files })
     }
 }

@@ -34,6 +34,8 @@ pub(crate) enum Mode {
     Good,
     /// The guest's kernel panics before the agent connects.
     Panics,
+    /// The guest resets itself before the agent connects.
+    Resets,
     /// The VMM exits with status 3 at once, without a word.
     Exits,
     /// The VMM sends something that is no message.
@@ -48,9 +50,10 @@ pub(crate) enum Mode {
     RefusesExtents,
 }
 
-const MODES: [Mode; 8] = [
+const MODES: [Mode; 9] = [
     Mode::Good,
     Mode::Panics,
+    Mode::Resets,
     Mode::Exits,
     Mode::Babbles,
     Mode::IsKilled,
@@ -143,6 +146,7 @@ impl Fake {
         fake.note(&format!("boot {} nics={} cpus={}", config.name, config.nics, config.vcpus));
         match mode {
             Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
+            Mode::Resets => fake.exit(ExitReason::GuestShutdown),
             Mode::Exits => std::process::exit(3),
             Mode::Babbles => {
                 fake.control.send(&"babble", &[]).unwrap();
@@ -341,6 +345,51 @@ impl agent_ttrpc::Agent for Fake {
     ) -> ttrpc::Result<proto::Empty> {
         self.note(&format!("delete {}", request.container_id));
         Ok(proto::Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: proto::ContainerRequest) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("pause {}", request.container_id));
+        if request.container_id == "restless" {
+            std::future::pending::<()>().await;
+        }
+        Ok(proto::Empty::new())
+    }
+
+    async fn resume(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("resume {}", request.container_id));
+        Ok(proto::Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: proto::UpdateRequest) -> ttrpc::Result<proto::Empty> {
+        let resources = String::from_utf8(request.resources).unwrap();
+        self.note(&format!("update {} {resources}", request.container_id));
+        Ok(proto::Empty::new())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRequest,
+    ) -> ttrpc::Result<proto::Metrics> {
+        let entries = if request.container_id == "many-disks" { 100_000 } else { 1 };
+        let entry = proto::IoEntry { major: 254, rbytes: 512, ..Default::default() };
+        let io = proto::IoStat { usage: vec![entry; entries], ..Default::default() };
+        Ok(proto::Metrics { io: Some(io).into(), ..Default::default() })
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        request: proto::WaitOomRequest,
+    ) -> ttrpc::Result<proto::WaitOomResponse> {
+        if request.seen > 0 {
+            return refuse(ttrpc::Code::NOT_FOUND, "deleted");
+        }
+        Ok(proto::WaitOomResponse { kills: 2, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {

@@ -1,6 +1,7 @@
 //! A pod: one VM, its agent, and the containers in it.
 
 mod containers;
+mod control;
 mod error;
 mod link;
 mod network;
@@ -32,6 +33,7 @@ use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 use containers::Containers;
+pub use control::METRICS_TYPE;
 pub use error::PodError;
 pub(crate) use link::Link;
 
@@ -60,6 +62,8 @@ pub struct PodConfig {
     pub hostname: String,
     /// Sysctls of the pod ("net.ipv4.ip_unprivileged_port_start" → "0").
     pub sysctls: std::collections::HashMap<String, String>,
+    /// The PID namespace that containers share is one of the pod's own. False: that of its first container.
+    pub own_pids: bool,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -79,6 +83,8 @@ pub struct ContainerConfig {
     pub rootfs: Rootfs,
     /// The bundle directory; relative host paths in the spec are relative to it.
     pub bundle: PathBuf,
+    /// The running container whose PID namespace it joins, if the spec has a path for that; else it is the pod's.
+    pub pids_of: Option<String>,
     /// Which streams its init process has.
     pub stdio: Stdio,
 }
@@ -328,6 +334,7 @@ fn sandbox_request(
         sysctls: config.sysctls.clone(),
         network: MessageField::some(network),
         cpus: config.cpus.into(),
+        own_pid_namespace: config.own_pids,
         ..Default::default()
     })
 }

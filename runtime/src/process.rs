@@ -68,8 +68,8 @@ pub struct Exit {
     pub code: u32,
     /// When, by the host's clock.
     pub at: SystemTime,
-    /// The container's memory limit has killed a process.
-    pub oom: bool,
+    /// How many processes of the container its memory limit had killed by then.
+    pub oom_kills: u64,
 }
 
 /// A process in a pod. Cheap to clone; the streams go to whoever takes them first. It does not keep the pod alive.
@@ -217,7 +217,7 @@ async fn wait(link: Link, key: ProcessKey) -> Exit {
             Err(AgentError::Lost(..)) => killed(link.lost().await.at),
             Err(error) => {
                 tracing::warn!(container = key.container, exec = key.exec, error = %error, step = "wait");
-                Exit { code: UNKNOWN, at: SystemTime::now(), oom: false }
+                Exit { code: UNKNOWN, at: SystemTime::now(), oom_kills: 0 }
             }
         },
         ended = link.vm.ended() => killed(ended.at),
@@ -225,5 +225,5 @@ async fn wait(link: Link, key: ProcessKey) -> Exit {
 }
 
 fn killed(at: SystemTime) -> Exit {
-    Exit { code: KILLED, at, oom: false }
+    Exit { code: KILLED, at, oom_kills: 0 }
 }

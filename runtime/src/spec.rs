@@ -85,7 +85,9 @@ pub(crate) fn rewrite(
     namespaces::rewrite(&mut linux, std::process::id(), host_namespaces)?;
     devices(&linux)?;
     host_only(&mut linux)?;
-    resources(&mut linux)?;
+    if let Some(wanted) = linux.resources().clone() {
+        linux.set_resources(Some(resources(wanted)?));
+    }
     spec.set_linux(Some(linux));
     let volumes = mounts::rewrite(&mut spec, base, bundle)?;
     Ok((spec, volumes))
@@ -183,8 +185,8 @@ fn host_only(linux: &mut oci::Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn resources(linux: &mut oci::Linux) -> Result<(), SpecError> {
-    let Some(resources) = linux.resources_mut() else { return Ok(()) };
+/// Limits for the guest: checked, and without what concerns the host's CPUs and memory nodes.
+pub(crate) fn resources(mut resources: oci::LinuxResources) -> Result<oci::LinuxResources, SpecError> {
     if let Some(io) = resources.block_io() {
         let limits = [
             io.throttle_read_bps_device(),
@@ -211,5 +213,5 @@ fn resources(linux: &mut oci::Linux) -> Result<(), SpecError> {
         // Numbers of host CPUs and memory nodes mean nothing in the guest.
         cpu.set_cpus(None).set_mems(None);
     }
-    Ok(())
+    Ok(resources)
 }

@@ -14,13 +14,17 @@ use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 
 use crate::address;
 use crate::args::Args;
 use crate::bundle::{self, BundleError};
+use crate::options;
 
 /// containerd's address for events, in the environment of every shim.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+/// Names the settings file of a process ([`monohull_runtime::settings::Settings::load`]).
+const SETTINGS: &str = "MONOHULL_CONFIG";
 /// The task API that a `BootstrapResult` announces.
 const TASK_API: i32 = 3;
 /// More than any options that containerd sends.
@@ -69,6 +73,8 @@ struct Request {
     grpc_address: String,
     socket_dir: PathBuf,
     debug: bool,
+    /// The runtime options' settings file: those of a sandbox do not come again with its creation.
+    settings: Option<String>,
 }
 
 impl Request {
@@ -81,12 +87,14 @@ impl Request {
             grpc_address: args.address.clone(),
             socket_dir: address::SOCKET_DIR.into(),
             debug: args.debug,
+            settings: Any::parse_from_bytes(stdin).ok().and_then(|options| settings_path(&options)),
         };
         let Ok(params) = BootstrapParams::parse_from_bytes(stdin) else { return legacy };
         if params.instance_id != args.id || params.namespace != args.namespace {
             return legacy;
         }
         let or = |value: String, default: String| if value.is_empty() { default } else { value };
+        let extensions = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
         let level = params.log_level.enum_value_or_default();
         Self {
             dialect: Dialect::Bootstrap,
@@ -96,6 +104,7 @@ impl Request {
                 .socket_dir
                 .filter(|dir| !dir.is_empty())
                 .map_or(legacy.socket_dir, PathBuf::from),
+            settings: extensions.filter_map(settings_path).next(),
             debug: legacy.debug || matches!(level, LogLevel::LOG_LEVEL_DEBUG | LogLevel::LOG_LEVEL_TRACE),
         }
     }
@@ -134,6 +143,11 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
 
     let reply = request.reply(&address).map_err(io::Error::other);
     reply.and_then(|reply| io::stdout().write_all(&reply)).map_err(StartError::io("answer containerd"))
+}
+
+/// Broken options are the creation's to refuse.
+fn settings_path(options: &Any) -> Option<String> {
+    options::config_path(options).ok().flatten()
 }
 
 fn read_stdin() -> Result<Vec<u8>, StartError> {
@@ -184,6 +198,9 @@ fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<u32,
     if request.debug {
         command.arg("-debug");
     }
+    if let Some(path) = &request.settings {
+        command.env(SETTINGS, path);
+    }
     command
         .env(TTRPC_ADDRESS, &request.ttrpc_address)
         .stdin(OwnedFd::from(listener))
@@ -202,9 +219,15 @@ fn lower_oom_priority(pid: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use protobuf::well_known_types::any::Any;
+    use containerd_shim_protos::bootstrap_api::Extension;
 
     use super::*;
+
+    /// Runtime options with this `ConfigPath`.
+    fn options(path: &str) -> Any {
+        let value = [&[2 << 3 | 2, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
+        Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Default::default() }
+    }
 
     fn args() -> Args {
         Args { id: "c1".into(), namespace: "n".into(), address: "/run/c.sock".into(), ..Args::default() }
@@ -219,6 +242,7 @@ mod tests {
             containerd_ttrpc_address: "/t".into(),
             containerd_grpc_address: "/g".into(),
             socket_dir: Some("/d".into()),
+            extensions: vec![Extension { value: Some(options("/x.toml")).into(), ..Default::default() }],
             ..Default::default()
         };
         let request = Request::parse(&params.write_to_bytes().unwrap(), &args(), "/env".into());
@@ -230,6 +254,7 @@ mod tests {
                 grpc_address: "/g".into(),
                 socket_dir: "/d".into(),
                 debug: true,
+                settings: Some("/x.toml".into()),
             }
         );
         let reply = BootstrapResult::parse_from_bytes(&request.reply("unix:///s").unwrap()).unwrap();
@@ -252,9 +277,10 @@ mod tests {
     #[test]
     fn options_of_older_containerds_are_answered_with_a_bare_address() {
         // Any and BootstrapParams both begin with two length-delimited fields: this parses as either.
-        let options =
-            Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![b'x'], ..Default::default() };
-        for stdin in [options.write_to_bytes().unwrap(), Vec::new(), b"\xff\xff".to_vec()] {
+        let options = options("/x.toml").write_to_bytes().unwrap();
+        let request = Request::parse(&options, &args(), String::new());
+        assert_eq!(request.settings.as_deref(), Some("/x.toml"));
+        for stdin in [options, Vec::new(), b"\xff\xff".to_vec()] {
             let request = Request::parse(&stdin, &args(), "/env".into());
             assert_eq!(request.dialect, Dialect::Legacy);
             assert_eq!(request.reply("unix:///s").unwrap(), b"unix:///s");

@@ -22,7 +22,17 @@ pub(crate) const OOM: &str = "oom";
 /// The pod a container belongs to, in annotations of containerd's CRI plugin and of CRI-O.
 const SANDBOX_ID: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 /// "sandbox" or "container", in annotations of the same two.
-const CONTAINER_TYPE: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+pub(crate) const CONTAINER_TYPE: [&str; 2] =
+    ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+
+/// What [`CONTAINER_TYPE`] says of the pod itself.
+pub(crate) const SANDBOX: &str = "sandbox";
+
+/// Resources of the whole pod, in annotations of containerd's CRI plugin (bytes, microseconds).
+pub(crate) const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub(crate) const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub(crate) const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(crate) const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 
 /// A bundle that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +67,10 @@ pub(crate) fn pod_id(spec: Option<&oci::Spec>, id: &str) -> Result<String, Bundl
     if is_identifier(pod) { Ok(pod.to_owned()) } else { Err(BundleError::PodId(pod.to_owned())) }
 }
 
-/// Whether the container is a Kubernetes sandbox, which other containers may have joined.
+/// Whether the bundle is a sandbox's, which other containers may have joined: a Kubernetes one's, or one without
+/// configuration, as containerd's sandbox API makes them.
 pub(crate) fn is_sandbox(spec: Option<&oci::Spec>) -> bool {
-    annotation(spec, CONTAINER_TYPE) == Some("sandbox")
+    spec.is_none() || annotation(spec, CONTAINER_TYPE) == Some(SANDBOX)
 }
 
 fn annotation<'a>(spec: Option<&'a oci::Spec>, names: [&str; 2]) -> Option<&'a str> {
@@ -110,7 +121,7 @@ mod tests {
         assert!(is_sandbox(Some(&spec(&[("io.kubernetes.cri.container-type", "sandbox")]))));
         assert!(is_sandbox(Some(&spec(&[("io.kubernetes.cri-o.ContainerType", "sandbox")]))));
         assert!(!is_sandbox(Some(&spec(&[("io.kubernetes.cri.container-type", "container")]))));
-        assert!(!is_sandbox(None));
+        assert!(is_sandbox(None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_spec::runtime as oci;
@@ -13,18 +13,23 @@ use crate::guest::GuestProcess;
 use crate::hooks::{Hooks, State};
 use crate::namespaces::Outside;
 use crate::process::TaskProcess;
+use crate::stand_in::StandIn;
 
 /// A container that exists in the guest.
 #[derive(Debug)]
 pub(crate) struct Container<P> {
     /// What was known of it before it existed.
     pub(crate) origin: Origin,
+    /// The pid by which engines know it and its execs: the shim's, or that of a thread of the shim's.
+    pub(crate) pid: u32,
+    _stand_in: Option<StandIn>,
     /// Its init process.
     pub(crate) init: Arc<TaskProcess<P>>,
     execs: Mutex<HashMap<String, Arc<TaskProcess<P>>>>,
     /// The init process has ended: no exec may begin any more.
     ending: AtomicBool,
-    oom: AtomicBool,
+    /// How many of its processes its memory limit has killed, as far as announced.
+    oom_kills: AtomicU64,
 }
 
 /// What a container is made from.
@@ -79,10 +84,12 @@ impl Origin {
 }
 
 impl<P: GuestProcess> Container<P> {
-    /// A container that has just been created.
-    pub(crate) fn new(origin: Origin, init: TaskProcess<P>) -> Self {
-        let (ending, oom) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { origin, init: Arc::new(init), execs: Mutex::default(), ending, oom }
+    /// A container that has just been created. `pod` is the shim's pid, which is that of the pod's first container.
+    pub(crate) fn new(origin: Origin, init: TaskProcess<P>, pod: u32, stand_in: Option<StandIn>) -> Self {
+        let (ending, oom_kills) = (AtomicBool::new(false), AtomicU64::new(0));
+        let pid = stand_in.as_ref().map_or(pod, StandIn::pid);
+        let (init, execs) = (Arc::new(init), Mutex::default());
+        Self { origin, pid, _stand_in: stand_in, init, execs, ending, oom_kills }
     }
 
     /// Its init process for an empty exec id, else an exec.
@@ -125,8 +132,8 @@ impl<P: GuestProcess> Container<P> {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Notes that the kernel has killed for want of memory; true the first time.
-    pub(crate) fn note_oom(&self) -> bool {
-        !self.oom.swap(true, Ordering::SeqCst)
+    /// Notes how many processes the kernel has killed for want of memory; true when that is more than known.
+    pub(crate) fn note_oom_kills(&self, kills: u64) -> bool {
+        self.oom_kills.fetch_max(kills, Ordering::SeqCst) < kills
     }
 }

@@ -9,6 +9,7 @@ use ttrpc::Code;
 use crate::bundle::BundleError;
 use crate::hooks::HookError;
 use crate::io::IoError;
+use crate::namespaces::NamespaceError;
 use crate::options::OptionsError;
 
 /// Why a task request is refused or has failed.
@@ -17,6 +18,9 @@ pub(crate) enum TaskError {
     /// No such container. The wording is containerd's own.
     #[error("container not created")]
     NoContainer,
+    /// This shim has another pod.
+    #[error("sandbox {0} does not exist")]
+    NoSandbox(String),
     /// No such process in the container.
     #[error("process {0} does not exist")]
     NoProcess(String),
@@ -53,6 +57,12 @@ pub(crate) enum TaskError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The sandbox's network can't be joined.
+    #[error(transparent)]
+    Network(#[from] NamespaceError),
+    /// The container can't have a pid on the host.
+    #[error("cannot start the thread that stands for the container")]
+    StandIn(#[source] std::io::Error),
     /// The serving process could not enter the pod's namespaces.
     #[error("{0}")]
     Environment(String),
@@ -64,7 +74,7 @@ pub(crate) enum TaskError {
 impl TaskError {
     fn code(&self) -> Code {
         match self {
-            Self::NoContainer | Self::NoProcess(_) | Self::Finished => Code::NOT_FOUND,
+            Self::NoContainer | Self::NoSandbox(_) | Self::NoProcess(_) | Self::Finished => Code::NOT_FOUND,
             Self::Exists(_) | Self::Pod(PodError::Exists(_)) => Code::ALREADY_EXISTS,
             Self::Precondition(_) => Code::FAILED_PRECONDITION,
             Self::Invalid(_) | Self::Bundle(_) | Self::NoSpec(_) | Self::Options(_) => Code::INVALID_ARGUMENT,
@@ -75,9 +85,13 @@ impl TaskError {
             Self::Pod(PodError::NotFound(_)) => Code::NOT_FOUND,
             Self::Pod(PodError::Invalid(_)) => Code::INVALID_ARGUMENT,
             Self::Pod(PodError::Precondition(_)) => Code::FAILED_PRECONDITION,
-            Self::Pod(_) | Self::Stdio(_) | Self::Hook(_) | Self::Environment(_) | Self::Lost(_) => {
-                Code::UNKNOWN
-            }
+            Self::Pod(_)
+            | Self::Stdio(_)
+            | Self::Hook(_)
+            | Self::Network(_)
+            | Self::StandIn(_)
+            | Self::Environment(_)
+            | Self::Lost(_) => Code::UNKNOWN,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Task events for containerd, over its ttrpc socket.
 //!
-//! Requests put events into a bounded queue and go on; one task forwards them in that order. containerd may be away
-//! for a while: each event is tried a few times before it is given up.
+//! Requests put events into a bounded queue and go on; one task forwards them in that order. While containerd is away
+//! they wait for its return; one that it does not take is given up after a few times.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,7 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
 use crate::address;
+use crate::appearance::Appearance;
 use crate::error::chain;
 
 /// As many as containerd's own publisher keeps (containerd `pkg/shim/publisher.go`).
@@ -101,15 +102,42 @@ async fn forward_all(address: String, mut items: mpsc::Receiver<Item>) {
     }
 }
 
-/// Sends one event, again over a new connection if need be.
+/// Sends one event, and waits for containerd's return as often as that takes.
 async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
-    let topic = envelope.topic.clone();
     let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
+    loop {
+        // Before the first try: a return in between must not be missed.
+        let back = address::to_path(address).parent().and_then(|dir| Appearance::in_directory(dir).ok());
+        match (attempt(address, client, &request).await, back) {
+            (Sent::Unreachable, Some(back)) => {
+                tracing::warn!("containerd is away: events wait for its return");
+                if back.seen().await.is_err() {
+                    return;
+                }
+            }
+            (Sent::Yes, _) => return,
+            _ => return tracing::error!("event is given up"),
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    /// Nobody listens.
+    Unreachable,
+    Refused,
+}
+
+/// Tries a few times to send one event, over a new connection if need be.
+async fn attempt(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> Sent {
+    let topic = &request.envelope.topic;
     for attempt in 1..=RETRIES + 1 {
         let stale = client.is_some();
-        let tried = timeout(FORWARD_TIMEOUT, try_forward(address, client, &request)).await;
+        let tried = timeout(FORWARD_TIMEOUT, try_forward(address, client, request)).await;
         let error = match tried {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return Sent::Yes,
             Ok(Err(error)) => chain(&error),
             Err(_) => "no answer".to_owned(),
         };
@@ -120,7 +148,12 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
             sleep(Duration::from_secs(attempt.into())).await;
         }
     }
-    tracing::error!(topic, "event is given up");
+    // A connection that could be made was there at the last attempt.
+    if UnixStream::connect(address::to_path(address)).await.is_ok() {
+        Sent::Refused
+    } else {
+        Sent::Unreachable
+    }
 }
 
 async fn try_forward(
@@ -212,6 +245,24 @@ pub(crate) mod tests {
         let (_server, mut received) = fake_containerd(&socket).await;
         assert_eq!(received.recv().await.unwrap().0, "/tasks/start");
         assert_eq!(received.recv().await.unwrap().0, "/tasks/exit");
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_as_long_as_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let mut envelope = Envelope::new();
+        envelope.topic = "/tasks/exit".into();
+        let path = socket.display().to_string();
+        tokio::time::pause();
+        let forwarded = tokio::spawn(async move { forward(&path, &mut None, envelope).await });
+        // Longer than all attempts take.
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!forwarded.is_finished());
+        tokio::time::resume();
+        let (_server, mut received) = fake_containerd(&socket).await;
+        assert_eq!(received.recv().await.unwrap().0, "/tasks/exit");
+        forwarded.await.unwrap();
     }
 
     #[tokio::test]

@@ -32,6 +32,15 @@ pub(crate) trait Guest: Sized + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Process, PodError>> + Send;
     fn processes(&self, container: &str)
     -> impl Future<Output = Result<Vec<(u32, String)>, PodError>> + Send;
+    fn pause(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
+    fn resume(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
+    fn update(
+        &self,
+        container: &str,
+        resources: oci::LinuxResources,
+    ) -> impl Future<Output = Result<(), PodError>> + Send;
+    fn stats(&self, container: Option<&str>) -> impl Future<Output = Result<Vec<u8>, PodError>> + Send;
+    fn oom_kills(&self, container: &str, seen: u64) -> impl Future<Output = Option<u64>> + Send;
     fn refresh_network(&self) -> impl Future<Output = Result<(), PodError>> + Send;
     fn delete_container(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
     fn ended(&self) -> impl Future<Output = ExitReason> + Send;
@@ -78,6 +87,26 @@ impl Guest for Pod {
 
     async fn processes(&self, container: &str) -> Result<Vec<(u32, String)>, PodError> {
         self.processes(container).await
+    }
+
+    async fn pause(&self, container: &str) -> Result<(), PodError> {
+        self.pause(container).await
+    }
+
+    async fn resume(&self, container: &str) -> Result<(), PodError> {
+        self.resume(container).await
+    }
+
+    async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<(), PodError> {
+        self.update(container, resources).await
+    }
+
+    async fn stats(&self, container: Option<&str>) -> Result<Vec<u8>, PodError> {
+        self.stats(container).await
+    }
+
+    async fn oom_kills(&self, container: &str, seen: u64) -> Option<u64> {
+        self.oom_kills(container, seen).await
     }
 
     async fn refresh_network(&self) -> Result<(), PodError> {

@@ -4,6 +4,7 @@
 //! `delete` cleans up when that process has died.
 
 mod address;
+mod appearance;
 mod args;
 mod bootstrap;
 mod bundle;
@@ -21,7 +22,10 @@ mod namespaces;
 mod options;
 mod pod;
 mod process;
+mod sandbox;
+mod sandbox_config;
 mod server;
+mod stand_in;
 mod task;
 
 use std::error::Error;

@@ -76,14 +76,33 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
     pid.is_none_or(|entry| entry.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty()))
 }
 
+/// Whether the container is to join the PID namespace of host process `pid`.
+pub(crate) fn joins_pids_of(spec: &oci::Spec, pid: u32) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let path = Some(pids_path(pid));
+    namespaces.is_some_and(|all| {
+        all.iter().any(|entry| entry.typ() == oci::LinuxNamespaceType::Pid && *entry.path() == path)
+    })
+}
+
+/// Makes the container join the PID namespace of another process than it was to.
+pub(crate) fn join_pids_of(spec: &mut oci::Spec, pid: u32) {
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    let entries = namespaces.into_iter().flatten();
+    for entry in entries.filter(|entry| entry.typ() == oci::LinuxNamespaceType::Pid) {
+        entry.set_path(Some(pids_path(pid)));
+    }
+}
+
+fn pids_path(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/ns/pid").into()
+}
+
 /// Enters the pod's network namespace and a new mount namespace, which still learns of the host's mounts but does not
 /// tell it of its own. The process must be single-threaded.
 pub(crate) fn enter(spec: Option<&oci::Spec>) -> Result<(), NamespaceError> {
     match Network::of(spec) {
-        Network::Path(path) => {
-            let file = File::open(&path).map_err(|e| NamespaceError::Open(path.clone(), e))?;
-            setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Join(path, e))?;
-        }
+        Network::Path(path) => join_network(&path)?,
         Network::New => {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Make("network", e))?;
         }
@@ -91,6 +110,13 @@ pub(crate) fn enter(spec: Option<&oci::Spec>) -> Result<(), NamespaceError> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| NamespaceError::Make("mount", e))?;
     let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(NamespaceError::Private)
+}
+
+/// Enters the network namespace at `path`. Only the calling thread does: call it on the main thread, whose namespaces
+/// are what engines see of the process.
+pub(crate) fn join_network(path: &Path) -> Result<(), NamespaceError> {
+    let file = File::open(path).map_err(|e| NamespaceError::Open(path.to_owned(), e))?;
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Join(path.to_owned(), e))
 }
 
 /// The namespaces of the host, opened before [`enter`].

@@ -31,7 +31,8 @@ pub(crate) fn settings(options: &Any) -> Result<Settings, OptionsError> {
     }
 }
 
-fn config_path(options: &Any) -> Result<Option<String>, protobuf::Error> {
+/// The `ConfigPath` of options, if they have one.
+pub(crate) fn config_path(options: &Any) -> Result<Option<String>, protobuf::Error> {
     // Some clients write type URLs with a host, "types.containerd.io/…".
     if options.type_url.rsplit('/').next() != Some(TYPE) {
         return Ok(None);

@@ -2,15 +2,17 @@
 //!
 //! State and Wait are answered from here, whatever the guest does. No lock is held while anything is awaited.
 
+mod control;
 mod lifecycle;
+mod sandbox;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
@@ -21,8 +23,9 @@ use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Size;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
+use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -36,9 +39,13 @@ use crate::io::{Endpoints, Owner, StdioPaths};
 use crate::namespaces::{self, Outside};
 use crate::options;
 use crate::process::{Phase, TaskProcess};
+use crate::stand_in::StandIn;
 
 /// What the last messages to containerd may take when the shim ends: it may be away.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// The exit code of a pod that was ended by force.
+const KILLED: u32 = 137;
 
 /// What a shim knows from its start on.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ pub(crate) struct PodInfo {
     pub(crate) id: String,
     /// containerd's namespace.
     pub(crate) namespace: String,
-    /// The shim's own pid: what engines get for every process (docs/decisions/0002-pids.md).
+    /// The shim's own pid: what engines get for the pod and its first container (docs/decisions/0002-pids.md).
     pub(crate) pid: u32,
     /// The namespaces of the host, or why the pod's could not be entered. `Ok(None)` runs host programs right here.
     pub(crate) outside: Result<Option<Outside>, String>,
@@ -61,9 +68,28 @@ pub(crate) struct PodTasks<G: Guest> {
     pub(crate) info: PodInfo,
     events: Publisher,
     vm: Mutex<Vm<G>>,
+    /// How the VM ended, once it has.
+    end: watch::Sender<Option<End>>,
+    sandbox: Mutex<sandbox::Slot>,
     containers: Mutex<HashMap<String, Slot<G::Process>>>,
     /// Told when the shim shall end.
     stop: Notify,
+}
+
+/// The end of a pod's VM.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) reason: ExitReason,
+    pub(crate) at: SystemTime,
+    /// It was asked for.
+    orderly: bool,
+}
+
+impl End {
+    /// The exit code of a pod without a pause container.
+    pub(crate) fn code(&self) -> u32 {
+        if self.orderly { 0 } else { KILLED }
+    }
 }
 
 #[derive(Debug)]
@@ -88,7 +114,15 @@ type Found<P> = (Arc<Container<P>>, Arc<TaskProcess<P>>);
 impl<G: Guest> PodTasks<G> {
     /// A pod without VM and containers.
     pub(crate) fn new(info: PodInfo, events: Publisher) -> Self {
-        Self { info, events, vm: Mutex::new(Vm::Absent), containers: Mutex::default(), stop: Notify::new() }
+        Self {
+            info,
+            events,
+            vm: Mutex::new(Vm::Absent),
+            end: watch::Sender::new(None),
+            sandbox: Mutex::default(),
+            containers: Mutex::default(),
+            stop: Notify::new(),
+        }
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot<G::Process>>> {
@@ -97,6 +131,20 @@ impl<G: Guest> PodTasks<G> {
 
     fn vm_slot(&self) -> MutexGuard<'_, Vm<G>> {
         self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sandbox_slot(&self) -> MutexGuard<'_, sandbox::Slot> {
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a request if the VM has ended by itself, and says why it has.
+    fn check_end(&self) -> Result<(), TaskError> {
+        match &*self.end.borrow() {
+            Some(end) if !end.orderly => {
+                Err(TaskError::Precondition(format!("pod {} has ended: {}", self.info.id, end.reason)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The running VM.
@@ -147,12 +195,13 @@ impl<G: Guest> PodTasks<G> {
             }
         };
         self.containers().insert(request.id.clone(), Slot::Created(container.clone()));
-        self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &created_event(request, self.info.pid));
+        let pid = container.pid;
+        self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &created_event(request, pid));
         if let Some(guest) = container.init.guest() {
             let init = container.init.clone();
             self.watch(container, "", init, guest);
         }
-        Ok(self.info.pid)
+        Ok(pid)
     }
 
     async fn make_container(
@@ -160,7 +209,13 @@ impl<G: Guest> PodTasks<G> {
         request: &CreateTaskRequest,
     ) -> Result<Arc<Container<G::Process>>, TaskError> {
         let outside = self.outside()?;
-        let origin = read_origin(request)?;
+        let mut origin = read_origin(request)?;
+        if let Some(sandbox) = self.sandbox() {
+            sandbox.files.fit(&mut origin.spec);
+        }
+        let pids_of = self.take_pids_target(&mut origin.spec);
+        let is_pod = request.id == self.info.id && self.sandbox().is_none();
+        let stand_in = if is_pod { None } else { Some(StandIn::start().map_err(TaskError::StandIn)?) };
         let paths = StdioPaths {
             terminal: request.terminal,
             stdin: request.stdin.clone(),
@@ -174,9 +229,10 @@ impl<G: Guest> PodTasks<G> {
             rootfs: rootfs(request, &origin)?,
             spec: origin.spec.clone(),
             bundle: origin.bundle.clone(),
+            pids_of,
             stdio: paths.wanted(None),
         };
-        let created = if request.id == self.info.id {
+        let created = if is_pod {
             let settings = options::settings(&request.options)?;
             self.create_pod(settings, &origin, config).await
         } else {
@@ -190,7 +246,18 @@ impl<G: Guest> PodTasks<G> {
             }
         };
         let copies = endpoints.connect(guest.take_streams());
-        Ok(Arc::new(Container::new(origin, TaskProcess::created(paths, guest, copies))))
+        let init = TaskProcess::created(paths, guest, copies);
+        Ok(Arc::new(Container::new(origin, init, self.info.pid, stand_in)))
+    }
+
+    /// The container of this pod whose PID namespace a spec names by that container's pid; the spec then names the
+    /// pod's.
+    fn take_pids_target(&self, spec: &mut oci::Spec) -> Option<String> {
+        let target = self.all().into_iter().find(|container| {
+            container.pid != self.info.pid && namespaces::joins_pids_of(spec, container.pid)
+        })?;
+        namespaces::join_pids_of(spec, self.info.pid);
+        Some(target.origin.id.clone())
     }
 
     /// Starts the VM and creates the pod's first container in it.
@@ -203,7 +270,7 @@ impl<G: Guest> PodTasks<G> {
         if !matches!(*self.vm_slot(), Vm::Absent) {
             return Err(TaskError::Precondition(format!("pod {} has ended", self.info.id)));
         }
-        link_state(&settings, &self.info, origin);
+        link_state(&settings, &self.info, &origin.bundle);
         let size = Size::for_pod(&origin.spec, &settings).map_err(PodError::from)?;
         let config = pod_config(settings, size, &self.info, &origin.spec);
         let (vm, process) = if origin.hooks.is_empty() {
@@ -224,12 +291,32 @@ impl<G: Guest> PodTasks<G> {
                 }
             }
         };
+        self.keep(vm);
+        Ok(process)
+    }
+
+    /// Takes the pod's VM, and follows it to its end.
+    fn keep(self: &Arc<Self>, vm: Arc<G>) {
         *self.vm_slot() = Vm::Running(vm.clone());
+        let pod = self.clone();
         tokio::spawn(async move {
             let reason = vm.ended().await;
-            tracing::info!(%reason, "VM has ended");
+            let orderly = matches!(*pod.vm_slot(), Vm::Ending(_));
+            if orderly {
+                tracing::info!(%reason, "VM has ended");
+            } else {
+                tracing::error!(%reason, "VM has ended by itself, and the pod with it");
+            }
+            pod.end.send_replace(Some(End { reason, at: SystemTime::now(), orderly }));
         });
-        Ok(process)
+    }
+
+    /// Waits for the end of a pod that has been made.
+    async fn ended(&self) -> End {
+        let mut end = self.end.subscribe();
+        let ended = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        // The sender is `self`: it does not go away.
+        ended.unwrap_or_else(|| End { reason: ExitReason::Stopped, at: SystemTime::now(), orderly: true })
     }
 
     async fn create_member(
@@ -251,8 +338,12 @@ impl<G: Guest> PodTasks<G> {
         process: oci::Process,
     ) -> Result<(), TaskError> {
         let container = self.container(id)?;
+        self.check_end()?;
         if container.is_ending() || matches!(container.init.phase(), Phase::Stopped(_)) {
             return Err(TaskError::Precondition("cannot exec in a stopped container".into()));
+        }
+        if matches!(container.init.phase(), Phase::Paused(_)) {
+            return Err(TaskError::Precondition("cannot exec in a paused container".into()));
         }
         if exec_id.is_empty() {
             return Err(TaskError::Invalid("exec_id is empty".into()));
@@ -284,15 +375,17 @@ impl<G: Guest> PodTasks<G> {
                 process.set_initial_size(columns, rows);
                 Ok(())
             }
-            Phase::Created(guest) | Phase::Running(guest) => Ok(guest.resize(columns, rows).await?),
+            Phase::Created(guest) | Phase::Running(guest) | Phase::Paused(guest) => {
+                Ok(guest.resize(columns, rows).await?)
+            }
         }
     }
 
-    /// Guest pids of a container's processes, each with its exec id; the init process has the shim's pid, by which
-    /// the engine knows it (docs/decisions/0002-pids.md). Never empty: an engine would take the shim for a leaked one.
+    /// Guest pids of a container's processes, each with its exec id; the init process has the pid by which the engine
+    /// knows it (docs/decisions/0002-pids.md). Never empty: an engine would take the shim for a leaked one.
     pub(crate) async fn pids(&self, id: &str) -> Result<Vec<(u32, String)>, TaskError> {
         let container = self.container(id)?;
-        let mut pids = vec![(self.info.pid, String::new())];
+        let mut pids = vec![(container.pid, String::new())];
         let Some(init) = container.init.guest() else { return Ok(pids) };
         match self.vm()?.processes(id).await {
             Ok(processes) => pids.extend(processes.into_iter().filter(|(pid, _)| *pid != init.pid())),
@@ -303,11 +396,17 @@ impl<G: Guest> PodTasks<G> {
 
     /// Whether the shim is of no more use. It is then told to end.
     pub(crate) fn request_stop(&self) -> bool {
-        let idle = self.containers().is_empty();
+        // A sandbox has its own end.
+        let idle = self.containers().is_empty() && self.sandbox().is_none();
         if idle {
-            self.stop.notify_one();
+            self.end_shim();
         }
         idle
+    }
+
+    /// Tells the shim to end.
+    pub(crate) fn end_shim(&self) {
+        self.stop.notify_one();
     }
 
     /// Waits until the shim shall end.
@@ -389,6 +488,7 @@ fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) 
     PodConfig {
         id: info.id.clone(),
         namespace: info.namespace.clone(),
+        own_pids: false,
         memory_mib: size.memory_mib,
         cpus: size.cpus,
         hostname: spec.hostname().clone().unwrap_or_default(),
@@ -401,10 +501,10 @@ fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) 
 }
 
 /// Tells `shim delete` where the pod's state is: it does not get the options that decide it.
-fn link_state(settings: &Settings, info: &PodInfo, origin: &Origin) {
+fn link_state(settings: &Settings, info: &PodInfo, bundle: &Path) {
     // A bad id is the runtime's to refuse.
     let Ok(dir) = state::pod_dir(&settings.state_dir, &info.namespace, &info.id) else { return };
-    let link = origin.bundle.join(bundle::POD_LINK);
+    let link = bundle.join(bundle::POD_LINK);
     let _ = std::fs::remove_file(&link);
     if let Err(error) = std::os::unix::fs::symlink(dir, &link) {
         tracing::warn!(%error, link = %link.display(), "cannot link the pod's directory");

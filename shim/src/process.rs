@@ -24,6 +24,8 @@ pub(crate) enum Phase<P> {
     Created(P),
     /// Running.
     Running(P),
+    /// An init process that is stopped for a while, with all of its container.
+    Paused(P),
     /// Ended, or never begun.
     Stopped(Exit),
 }
@@ -75,7 +77,7 @@ impl<P: GuestProcess> TaskProcess<P> {
     /// The process in the guest, while there is one.
     pub(crate) fn guest(&self) -> Option<P> {
         match &*self.phase.borrow() {
-            Phase::Created(guest) | Phase::Running(guest) => Some(guest.clone()),
+            Phase::Created(guest) | Phase::Running(guest) | Phase::Paused(guest) => Some(guest.clone()),
             Phase::Registered { .. } | Phase::Stopped(_) => None,
         }
     }
@@ -108,6 +110,7 @@ impl<P: GuestProcess> TaskProcess<P> {
         match &*self.phase.borrow() {
             Phase::Registered { .. } | Phase::Created(_) => (Status::CREATED, None),
             Phase::Running(_) => (Status::RUNNING, None),
+            Phase::Paused(_) => (Status::PAUSED, None),
             Phase::Stopped(exit) => (Status::STOPPED, Some(*exit)),
         }
     }

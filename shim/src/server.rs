@@ -25,7 +25,7 @@ use crate::events::Publisher;
 use crate::log;
 use crate::namespaces::{self, Outside};
 use crate::pod::{PodInfo, PodTasks};
-use crate::task;
+use crate::{sandbox, task};
 
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
@@ -109,7 +109,10 @@ async fn run(listener: UnixListener, info: PodInfo) -> Result<(), ServeError> {
 
     listener.set_nonblocking(true).map_err(ServeError::io("make the socket non-blocking"))?;
     let listener = Listener::try_from(listener).map_err(ServeError::io("listen"))?;
-    let mut server = Server::new().add_listener(listener).register_service(task::services(&pod, &socket));
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(task::services(&pod, &socket))
+        .register_service(sandbox::services(&pod, &socket));
     server.start().await.map_err(ServeError::Rpc)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "shim serves");
 

@@ -15,6 +15,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
+use monohull_runtime::pod::METRICS_TYPE;
 use oci_spec::runtime as oci;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Enum, Message};
@@ -51,20 +52,22 @@ struct TaskService<G: Guest> {
 }
 
 /// Runs what changes the pod to its end: the server drops a request's future when its connection closes.
-async fn run<T: Send + 'static>(
+pub(crate) async fn run<T: Send + 'static>(
     request: impl Future<Output = Result<T, TaskError>> + Send + 'static,
 ) -> Result<T, TaskError> {
     tokio::spawn(request).await?
-}
-
-fn unimplemented<T>(what: &'static str) -> ttrpc::Result<T> {
-    Err(TaskError::Unimplemented(what).into())
 }
 
 /// The process of an Exec request: JSON, whatever its type URL says.
 fn exec_process(spec: &Any) -> Result<oci::Process, TaskError> {
     serde_json::from_slice(&spec.value)
         .map_err(|e| TaskError::Invalid(format!("spec is not a valid OCI process: {e}")))
+}
+
+/// The limits of an Update request: JSON, whatever its type URL says.
+fn resources(resources: &Any) -> Result<oci::LinuxResources, TaskError> {
+    serde_json::from_slice(&resources.value)
+        .map_err(|e| TaskError::Invalid(format!("resources are no valid OCI resources: {e}")))
 }
 
 #[async_trait]
@@ -84,9 +87,9 @@ impl<G: Guest> Task for TaskService<G> {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let exit = run(self.pod.clone().delete(request.id, request.exec_id)).await?;
+        let (pid, exit) = run(self.pod.clone().delete(request.id, request.exec_id)).await?;
         Ok(DeleteResponse {
-            pid: self.pod.info.pid,
+            pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -112,7 +115,7 @@ impl<G: Guest> Task for TaskService<G> {
         Ok(StateResponse {
             id: request.id,
             bundle: container.origin.bundle.display().to_string(),
-            pid: self.pod.info.pid,
+            pid: container.pid,
             status: protobuf::EnumOrUnknown::from_i32(status.value()),
             stdin: paths.stdin,
             stdout: paths.stdout,
@@ -170,10 +173,9 @@ impl<G: Guest> Task for TaskService<G> {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let pid = self.pod.info.pid;
         Ok(ConnectResponse {
-            shim_pid: pid,
-            task_pid: if self.pod.container(&request.id).is_ok() { pid } else { 0 },
+            shim_pid: self.pod.info.pid,
+            task_pid: self.pod.container(&request.id).map_or(0, |container| container.pid),
             version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         })
@@ -187,23 +189,29 @@ impl<G: Guest> Task for TaskService<G> {
         Ok(Empty::default())
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        unimplemented("pausing a container")
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        run(self.pod.clone().pause(request.id)).await?;
+        Ok(Empty::default())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        unimplemented("resuming a container")
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        run(self.pod.clone().resume(request.id)).await?;
+        Ok(Empty::default())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("checkpointing a container")
+        Err(TaskError::Unimplemented("checkpointing a container").into())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("updating a container's resources")
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let resources = resources(&request.resources)?;
+        run(self.pod.clone().update(request.id, resources)).await?;
+        Ok(Empty::default())
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        unimplemented("reading a container's statistics")
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let value = self.pod.stats(&request.id).await?;
+        let stats = Any { type_url: METRICS_TYPE.to_owned(), value, ..Default::default() };
+        Ok(StatsResponse { stats: Some(stats).into(), ..Default::default() })
     }
 }

@@ -14,10 +14,14 @@ mod bad_input;
 mod budget;
 mod cli;
 mod containers;
+mod control;
+mod failures;
 mod leaks;
+mod lifecycle;
 mod network;
 mod pods;
 mod processes;
+mod sandbox;
 mod stdio;
 
 /// A test of one engine.
@@ -32,8 +36,12 @@ fn main() -> ExitCode {
         let cases = [
             containers::CASES,
             processes::CASES,
+            control::CASES,
             stdio::CASES,
             pods::CASES,
+            sandbox::CASES,
+            lifecycle::CASES,
+            failures::CASES,
             bad_input::CASES,
             budget::CASES,
             leaks::CASES,

@@ -39,6 +39,12 @@ func TestExec(t *testing.T)   { shimtest.NewExecSuite(config(t)).Run(t) }
 func TestOOM(t *testing.T)    { shimtest.NewOOMSuite(config(t)).Run(t) }
 func TestLayers(t *testing.T) { shimtest.NewLayersSuite(config(t)).Run(t) }
 
+// Under load until a minute before the deadline. The suite gives a pod's whole life 5 s, which an emulated processor
+// needs for the start alone: there, tests/run leaves TestStress/Lifecycle out.
+func TestStress(t *testing.T) {
+	shimtest.NewStressSuite(config(t), shimtest.StressOptions{}).Run(t)
+}
+
 func BenchmarkRun(b *testing.B)    { shimtest.NewRunSuite(config(b)).Bench(b) }
 func BenchmarkExec(b *testing.B)   { shimtest.NewExecSuite(config(b)).Bench(b) }
 func BenchmarkLayers(b *testing.B) { shimtest.NewLayersSuite(config(b)).Bench(b) }

@@ -137,20 +137,7 @@ impl Engine {
         );
         fs::write(&config, text)?;
         fs::create_dir(dir.path().join("bin"))?;
-        let log = fs::File::create(dir.path().join("log"))?;
-        let path = format!(
-            "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            dir.path().join("bin").display(),
-            client.binaries().display()
-        );
-        let daemon = Command::new(client.binaries().join("containerd"))
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
+        let daemon = spawn_daemon(client, dir.path())?;
         let engine = Self { client, daemon, dir };
         engine.wait_until_ready()?;
         let imported = engine.ctr(&["image", "import", &image()]).output()?;
@@ -158,6 +145,18 @@ impl Engine {
             return Err(io::Error::other(String::from_utf8_lossy(&imported.stderr).into_owned()));
         }
         Ok(engine)
+    }
+
+    /// Kills containerd, as a crash would; shims and their pods go on.
+    pub fn crash(&mut self) -> io::Result<()> {
+        self.daemon.kill()?;
+        self.daemon.wait().map(drop)
+    }
+
+    /// Starts a crashed containerd again, with all that it had.
+    pub fn come_back(&mut self) -> io::Result<()> {
+        self.daemon = spawn_daemon(self.client, self.dir.path())?;
+        self.wait_until_ready()
     }
 
     /// Its client.
@@ -375,6 +374,24 @@ impl Drop for Engine {
         }
         let _ = self.daemon.wait();
     }
+}
+
+/// Starts the containerd whose files are in `dir`, with a log of its own.
+fn spawn_daemon(client: Client, dir: &Path) -> io::Result<Child> {
+    let log = fs::File::create(dir.join("log"))?;
+    let path = format!(
+        "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        dir.join("bin").display(),
+        client.binaries().display()
+    );
+    Command::new(client.binaries().join("containerd"))
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
 }
 
 /// Runs a command to its end.

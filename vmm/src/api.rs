@@ -164,6 +164,9 @@ pub enum ExitReason {
     /// The virtual CPU shut down on an unhandled fault.
     #[error("guest triple fault")]
     TripleFault,
+    /// The guest is of no use any more, for this reason. Only the owner says so.
+    #[error("guest failure: {0}")]
+    GuestFailure(String),
     /// The VMM or KVM failed.
     #[error("VMM failure: {0}")]
     Failure(String),

@@ -14,6 +14,9 @@ const SIGNATURE: u32 = 0x4347_4244;
 const HEADER: u64 = 12;
 /// What the kernel prints when it panics (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing: ";
+/// How a panic begins that is the end of PID 1 (kernel/exit.c), and what stands before the agent's words in the log.
+const INIT_ENDED: &str = "Attempted to kill init!";
+const INIT: &str = "monohull-agent: ";
 /// Panics for want of memory (mm/oom_kill.c).
 const OUT_OF_MEMORY: [&str; 2] = ["System is deadlocked on memory", "Out of memory"];
 /// Longest text that is passed on, in characters.
@@ -46,6 +49,10 @@ fn record(memory: &GuestMemoryMmap, start: u64) -> Option<Vec<u8>> {
 fn panic_text(record: &[u8]) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let line = record.lines().find_map(|line| line.split_once(PANIC))?.1;
+    // The kernel only knows that init has ended; init may have said why.
+    let said =
+        record.lines().filter(|_| line.starts_with(INIT_ENDED)).filter_map(|line| line.split_once(INIT));
+    let line = said.last().map_or(line, |(_, text)| text);
     Some(line.trim().chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(MAX_TEXT).collect())
 }
 
@@ -72,6 +79,15 @@ mod tests {
     fn no_record_is_no_panic() {
         assert_eq!(read(&guest_with(&[])), None);
         assert_eq!(reason_of("<6>[    1.0] reboot: Restarting system\n"), None);
+    }
+
+    #[test]
+    fn the_end_of_init_is_told_in_its_own_last_words() {
+        let log = "<6>[ 1.0] monohull-agent: hello\n<3>[ 1.1] monohull-agent: mount the new root: No such device\n\
+                   <0>[ 1.2] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n";
+        assert_eq!(reason_of(log), Some(ExitReason::GuestPanic("mount the new root: No such device".into())));
+        let other = log.replace("Attempted to kill init!", "VFS: x");
+        assert_eq!(reason_of(&other), Some(ExitReason::GuestPanic("VFS: x exitcode=0x00000100".into())));
     }
 
     #[test]

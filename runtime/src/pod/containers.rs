@@ -52,7 +52,7 @@ impl Containers {
     }
 
     /// A container's init process.
-    fn init(&self, id: &str) -> Result<Process, PodError> {
+    pub(super) fn init(&self, id: &str) -> Result<Process, PodError> {
         match self.lock().get(id) {
             Some(Container::Created(process)) => Ok(process.clone()),
             Some(Container::Creating) => {
@@ -91,7 +91,7 @@ impl Pod {
 
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
-        let Prepared { id, bundle, stdio, spec, storages, files } = prepared;
+        let Prepared { id, bundle, pids_of, stdio, spec, storages, files } = prepared;
         let reservation = self.containers.reserve(&id)?;
         let disk = async { self.add_storages(storages).await };
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
@@ -102,6 +102,7 @@ impl Pod {
             storages,
             files,
             stdio: MessageField::some(stdio.to_request(names)),
+            pid_namespace_of: pids_of.unwrap_or_default(),
             ..Default::default()
         };
         let pid = match self.link.agent.create_container(&request).await {

@@ -24,7 +24,7 @@ impl Link {
         if let Ok(ended) = tokio::time::timeout(GRACE, self.vm.ended()).await {
             return ended;
         }
-        self.vm.kill(ExitReason::Failure("the guest's agent closed its connection".into()));
+        self.vm.kill(ExitReason::GuestFailure("its agent closed its connection".into()));
         self.vm.ended().await
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use protobuf::Message;
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -14,6 +15,7 @@ fn pod_config(host: &Host) -> PodConfig {
         settings: host.settings(),
         id: "p1".into(),
         namespace: "n".into(),
+        own_pids: false,
         memory_mib: 128,
         cpus: 2,
         hostname: String::new(),
@@ -38,6 +40,7 @@ fn container_config(host: &Host, id: &str) -> ContainerConfig {
         spec: serde_json::from_value(spec).unwrap(),
         rootfs: Rootfs::Directory(host.path().join("root")),
         bundle: host.path().into(),
+        pids_of: None,
         stdio: Stdio { stdout: true, ..Stdio::default() },
     }
 }
@@ -142,6 +145,7 @@ async fn dropping_a_pod_kills_its_vm_and_removes_its_directory() {
 async fn a_vm_that_ends_before_its_agent_is_ready_says_why_and_leaves_nothing() {
     for (mode, reason) in [
         (Mode::Panics, "guest kernel panic: attempted to kill init"),
+        (Mode::Resets, "guest failure: it reset itself before its agent was ready"),
         (Mode::Exits, "VMM failure: exited with status 3"),
         (Mode::Babbles, "VMM failure: sent an invalid message"),
         (Mode::IsKilled, "VMM failure: killed by SIGKILL (the host's OOM killer?)"),
@@ -176,8 +180,8 @@ async fn wait_ends_with_the_vm_whatever_kills_it() {
     process.start().await.unwrap();
     let vmm = nix::unistd::Pid::from_raw(pod.vmm_pid());
     nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).unwrap();
-    let Exit { code, at, oom } = process.wait().await;
-    assert_eq!((code, oom), (137, false));
+    let Exit { code, at, oom_kills } = process.wait().await;
+    assert_eq!((code, oom_kills), (137, 0));
     assert!(at >= before && at <= SystemTime::now());
     assert!(matches!(pod.ended().await, ExitReason::Failure(reason) if reason.contains("SIGKILL")));
 
@@ -348,5 +352,42 @@ mod agent {
         drop(theirs);
         let error = Agent::new(ours).start("c1").await.unwrap_err();
         assert!(matches!(error, AgentError::Lost("Start", _)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn limits_lose_the_hosts_numbers_and_a_guests_account_is_bounded() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    process.start().await.unwrap();
+    pod.pause("c1").await.unwrap();
+    pod.resume("c1").await.unwrap();
+    let resources = r#"{"cpu": {"quota": 5, "cpus": "60-63"}, "memory": {"limit": 4096}}"#;
+    pod.update("c1", serde_json::from_str(resources).unwrap()).await.unwrap();
+    let throttle = r#"{"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}}"#;
+    let refused = pod.update("c1", serde_json::from_str(throttle).unwrap()).await;
+    assert!(matches!(refused, Err(PodError::Invalid(text)) if text.contains("blockIO")));
+    let calls = host.calls();
+    assert!(calls.contains(&"pause c1".into()) && calls.contains(&"resume c1".into()), "{calls:?}");
+    assert!(calls.contains(&r#"update c1 {"memory":{"limit":4096},"cpu":{"quota":5}}"#.into()), "{calls:?}");
+    let metrics = proto::Metrics::parse_from_bytes(&pod.stats(Some("c1")).await.unwrap()).unwrap();
+    assert_eq!(metrics.io.usage.first().map(|io| io.rbytes), Some(512));
+    pod.create_container(container_config(&host, "many-disks")).await.unwrap();
+    assert!(matches!(pod.stats(Some("many-disks")).await, Err(PodError::Agent(_))));
+    assert!(matches!(pod.stats(Some("none")).await, Err(PodError::NotFound(_))));
+    assert_eq!(pod.oom_kills("c1", 0).await, Some(2));
+    assert_eq!(pod.oom_kills("c1", 2).await, None);
+}
+
+#[tokio::test]
+async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
+    let host = Host::new(Mode::Good);
+    let (pod, _process) =
+        Pod::start_with(pod_config(&host), container_config(&host, "restless")).await.unwrap();
+    tokio::time::pause();
+    assert!(matches!(pod.pause("restless").await, Err(PodError::Agent(_))));
+    // The deadlines pass before the fake agent has done anything.
+    while host.calls().last().is_none_or(|call| call != "resume restless") {
+        tokio::task::yield_now().await;
     }
 }

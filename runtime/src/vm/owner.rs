@@ -182,6 +182,9 @@ impl Owner {
             }
             Event::GuestConnected { .. } => {}
             // The VMM's last words: it has nothing left to do.
+            Event::Exited { reason: ExitReason::GuestShutdown } if self.expected.agent.is_some() => {
+                self.end(ExitReason::GuestFailure("it reset itself before its agent was ready".into()));
+            }
             Event::Exited { reason } => self.end(bounded(reason)),
         }
     }
@@ -224,6 +227,7 @@ fn bounded(reason: ExitReason) -> ExitReason {
     match reason {
         ExitReason::GuestPanic(text) => ExitReason::GuestPanic(bound(text)),
         ExitReason::GuestOutOfMemory(text) => ExitReason::GuestOutOfMemory(bound(text)),
+        ExitReason::GuestFailure(text) => ExitReason::GuestFailure(bound(text)),
         ExitReason::Failure(text) => ExitReason::Failure(bound(text)),
         other => other,
     }

@@ -36,10 +36,10 @@ impl<G: Guest> PodTasks<G> {
         } else {
             self.start_exec(&container, &exec_id, &process).await?;
         }
-        Ok(self.info.pid)
+        Ok(container.pid)
     }
 
-    async fn start_init(&self, container: &Container<G::Process>) -> Result<(), TaskError> {
+    async fn start_init(self: &Arc<Self>, container: &Arc<Container<G::Process>>) -> Result<(), TaskError> {
         let guest = match container.init.phase() {
             Phase::Created(guest) => guest,
             phase => return Err(not_startable(&phase)),
@@ -51,10 +51,11 @@ impl<G: Guest> PodTasks<G> {
         }
         guest.start().await?;
         self.info.timeline.mark("container started");
-        let event = TaskStart { container_id: id.clone(), pid: self.info.pid, ..Default::default() };
+        let event = TaskStart { container_id: id.clone(), pid: container.pid, ..Default::default() };
         self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
         container.init.with_copies(Copies::open_stdin);
         container.init.set(Phase::Running(guest));
+        self.watch_oom(self.vm()?, container.clone());
         Ok(())
     }
 
@@ -69,7 +70,9 @@ impl<G: Guest> PodTasks<G> {
             phase => return Err(not_startable(&phase)),
         };
         if container.is_ending() || !matches!(container.init.phase(), Phase::Running(_)) {
-            return Err(TaskError::Precondition("cannot exec in a container that is not running".into()));
+            let state =
+                if matches!(container.init.phase(), Phase::Paused(_)) { "paused" } else { "not running" };
+            return Err(TaskError::Precondition(format!("cannot exec in a container that is {state}")));
         }
         let id = &container.origin.id;
         let started = async {
@@ -83,14 +86,14 @@ impl<G: Guest> PodTasks<G> {
         let guest = match started.await {
             Ok(guest) => guest,
             Err(error) => {
-                exec.set(Phase::Stopped(Exit { code: NEVER_STARTED, at: SystemTime::now(), oom: false }));
+                exec.set(Phase::Stopped(Exit { code: NEVER_STARTED, at: SystemTime::now(), oom_kills: 0 }));
                 return Err(error);
             }
         };
         let event = TaskExecStarted {
             container_id: id.clone(),
             exec_id: exec_id.into(),
-            pid: self.info.pid,
+            pid: container.pid,
             ..Default::default()
         };
         self.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
@@ -121,18 +124,42 @@ impl<G: Guest> PodTasks<G> {
         });
     }
 
+    /// Follows what the container's memory limit kills while its init process lives.
+    fn watch_oom(self: &Arc<Self>, vm: Arc<G>, container: Arc<Container<G::Process>>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let follow = async {
+                let mut seen = 0;
+                while let Some(kills) = vm.oom_kills(&container.origin.id, seen).await {
+                    pod.announce_oom(&container, kills);
+                    seen = kills;
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                _ = container.init.stopped() => {}
+            }
+        });
+    }
+
+    fn announce_oom(&self, container: &Container<G::Process>, kills: u64) {
+        if !container.note_oom_kills(kills) {
+            return;
+        }
+        // CRI-O has no events: it looks for this file.
+        let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
+        let event = TaskOOM { container_id: container.origin.id.clone(), ..Default::default() };
+        self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+        tracing::info!(container = container.origin.id, kills, "memory limit has killed");
+    }
+
     fn announce_exit(&self, container: &Container<G::Process>, exec_id: &str, exit: Exit) {
         let container_id = &container.origin.id;
-        if exit.oom && container.note_oom() {
-            // CRI-O has no events: it looks for this file.
-            let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
-            let event = TaskOOM { container_id: container_id.clone(), ..Default::default() };
-            self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
-        }
+        self.announce_oom(container, exit.oom_kills);
         let event = TaskExit {
             container_id: container_id.clone(),
             id: if exec_id.is_empty() { container_id.clone() } else { exec_id.into() },
-            pid: self.info.pid,
+            pid: container.pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -142,7 +169,7 @@ impl<G: Guest> PodTasks<G> {
             container = container_id,
             exec = exec_id,
             code = exit.code,
-            oom = exit.oom,
+            oom_kills = exit.oom_kills,
             "process has ended"
         );
     }
@@ -161,7 +188,7 @@ impl<G: Guest> PodTasks<G> {
                 return Err(TaskError::Precondition(format!("process {exec_id} has not been started")));
             }
             Phase::Stopped(_) => return Err(TaskError::Finished),
-            Phase::Created(guest) | Phase::Running(guest) => guest,
+            Phase::Created(guest) | Phase::Running(guest) | Phase::Paused(guest) => guest,
         };
         // CRI-O asks so whether a container is alive; a stuck guest must not keep the answer back.
         if signal == 0 {
@@ -186,8 +213,12 @@ impl<G: Guest> PodTasks<G> {
         })
     }
 
-    /// Deletes a stopped process, or one that never ran, with all its output delivered.
-    pub(crate) async fn delete(self: Arc<Self>, id: String, exec_id: String) -> Result<Exit, TaskError> {
+    /// Deletes a stopped process, or one that never ran, with all its output delivered. Returns its pid and exit.
+    pub(crate) async fn delete(
+        self: Arc<Self>,
+        id: String,
+        exec_id: String,
+    ) -> Result<(u32, Exit), TaskError> {
         let found = self.find(&id, &exec_id)?;
         let (_turn, exit) = self.stop_for_delete(&found, &exec_id).await?;
         // Another Delete may have had its turn before.
@@ -199,7 +230,7 @@ impl<G: Guest> PodTasks<G> {
         } else {
             container.remove_exec(&exec_id);
         }
-        Ok(exit)
+        Ok((container.pid, exit))
     }
 
     /// Brings a process into the stopped phase if it may be deleted, and returns its exit with the turn.
@@ -212,11 +243,11 @@ impl<G: Guest> PodTasks<G> {
         let guest = match process.phase() {
             Phase::Stopped(exit) => return Ok((turn, exit)),
             Phase::Registered { .. } => {
-                let exit = Exit { code: 0, at: SystemTime::now(), oom: false };
+                let exit = Exit { code: 0, at: SystemTime::now(), oom_kills: 0 };
                 process.set(Phase::Stopped(exit));
                 return Ok((turn, exit));
             }
-            Phase::Running(_) => {
+            Phase::Running(_) | Phase::Paused(_) => {
                 let name = if exec_id.is_empty() { &container.origin.id } else { exec_id };
                 return Err(TaskError::Precondition(format!("cannot delete a running process: {name}")));
             }
@@ -256,7 +287,7 @@ impl<G: Guest> PodTasks<G> {
         };
         let event = TaskDelete {
             container_id: id.clone(),
-            pid: self.info.pid,
+            pid: container.pid,
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),
             ..Default::default()
@@ -264,7 +295,7 @@ impl<G: Guest> PodTasks<G> {
         self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
         // Members come and go while the sandbox is there. Without it there is no pod: the VM ends now, off the critical
         // path, and the engine's Shutdown request finds it gone.
-        if last && *id == self.info.id {
+        if last && *id == self.info.id && self.sandbox().is_none() {
             self.end_vm();
         }
         Ok(())
@@ -292,6 +323,7 @@ async fn end_execs<P: GuestProcess>(container: &Container<P>, init: &P) {
 fn not_startable<P>(phase: &Phase<P>) -> TaskError {
     let what = match phase {
         Phase::Stopped(_) => "stopped",
+        Phase::Paused(_) => "paused",
         Phase::Registered { .. } | Phase::Created(_) | Phase::Running(_) => "running",
     };
     TaskError::Precondition(format!("cannot start a {what} process"))

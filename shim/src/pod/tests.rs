@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{
-    ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount as ApiMount, PidsRequest,
-    ShutdownRequest, StartRequest, StateRequest, StateResponse, StatsRequest, WaitRequest,
+    CheckpointTaskRequest, ConnectRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount as ApiMount,
+    PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse,
+    StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::task::Status;
@@ -24,6 +25,8 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::asynchronous::Server;
 use ttrpc::context::Context;
 
+mod sandbox;
+
 use super::*;
 use crate::events::tests::{Received, fake_containerd};
 use crate::task;
@@ -34,6 +37,11 @@ struct FakeGuest {
     next_pid: AtomicU32,
     calls: Mutex<Vec<String>>,
     end: watch::Sender<Option<ExitReason>>,
+    /// How many processes the OOM killer has killed, in any container.
+    oom_kills: watch::Sender<u64>,
+    /// How the pod was to be made, and its latest container.
+    config: PodConfig,
+    latest: Mutex<Option<ContainerConfig>>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,10 +67,10 @@ enum Behaviour {
 }
 
 impl FakeProcess {
-    fn end(&self, code: u32, oom: bool) {
+    fn end(&self, code: u32, oom_kills: u64) {
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
-            exit.get_or_insert(Exit { code, at: SystemTime::now(), oom });
+            exit.get_or_insert(Exit { code, at: SystemTime::now(), oom_kills });
             first
         });
     }
@@ -99,8 +107,16 @@ impl Guest for FakeGuest {
             return Err(PodError::Invalid("cannot open /dev/kvm".into()));
         }
         let next_pid = AtomicU32::new(100);
-        let end = watch::Sender::new(None);
-        Ok(Arc::new(Self { processes: Mutex::default(), next_pid, calls: Mutex::default(), end }))
+        let (end, oom_kills) = (watch::Sender::new(None), watch::Sender::default());
+        Ok(Arc::new(Self {
+            processes: Mutex::default(),
+            next_pid,
+            calls: Mutex::default(),
+            end,
+            oom_kills,
+            config,
+            latest: Mutex::default(),
+        }))
     }
 
     async fn start_with(
@@ -114,6 +130,7 @@ impl Guest for FakeGuest {
 
     async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
         self.call(format!("create {}", config.id));
+        *self.latest.lock().unwrap() = Some(config.clone());
         let first = config.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
         match first.first().map(String::as_str) {
             Some("missing") => {
@@ -148,6 +165,33 @@ impl Guest for FakeGuest {
         Ok(all.iter().filter_map(of).collect())
     }
 
+    async fn pause(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("pause {container}"));
+        Ok(())
+    }
+
+    async fn resume(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("resume {container}"));
+        Ok(())
+    }
+
+    async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<(), PodError> {
+        let limit = resources.memory().and_then(|memory| memory.limit());
+        self.call(format!("update {container} {}", limit.unwrap_or_default()));
+        Ok(())
+    }
+
+    async fn stats(&self, container: Option<&str>) -> Result<Vec<u8>, PodError> {
+        let id = container.unwrap_or("pod");
+        Ok(id.into())
+    }
+
+    async fn oom_kills(&self, _: &str, seen: u64) -> Option<u64> {
+        let mut kills = self.oom_kills.subscribe();
+        let new = kills.wait_for(|kills| *kills > seen).await.map(|kills| *kills);
+        new.ok()
+    }
+
     async fn refresh_network(&self) -> Result<(), PodError> {
         self.call("refresh network".into());
         Ok(())
@@ -164,7 +208,7 @@ impl Guest for FakeGuest {
     }
 
     async fn shutdown(&self) -> Result<ExitReason, PodError> {
-        self.processes.lock().unwrap().values().for_each(|process| process.end(137, false));
+        self.processes.lock().unwrap().values().for_each(|process| process.end(137, 0));
         self.end.send_replace(Some(ExitReason::GuestShutdown));
         Ok(ExitReason::GuestShutdown)
     }
@@ -183,7 +227,7 @@ impl GuestProcess for FakeProcess {
         match self.behaviour {
             Behaviour::Ordinary => {}
             Behaviour::Hasty => {
-                self.end(0, false);
+                self.end(0, 0);
                 tokio::task::yield_now().await;
             }
             Behaviour::Slow => self.gate.notified().await,
@@ -199,7 +243,7 @@ impl GuestProcess for FakeProcess {
         if self.exit.borrow().is_some() {
             return Err(PodError::NotFound("no such process".into()));
         }
-        self.end(128 + signal, false);
+        self.end(128 + signal, 0);
         Ok(())
     }
 
@@ -239,7 +283,10 @@ impl Fixture {
         let pod = Arc::new(PodTasks::new(info, publisher));
         let socket = dir.path().join("task");
         let listener = Listener::from(UnixListener::bind(&socket).unwrap());
-        let mut server = Server::new().add_listener(listener).register_service(task::services(&pod, &socket));
+        let mut server = Server::new()
+            .add_listener(listener)
+            .register_service(task::services(&pod, &socket))
+            .register_service(crate::sandbox::services(&pod, &socket));
         server.start().await.unwrap();
         let stream = UnixStream::connect(&socket).await.unwrap();
         let client = Client::new(Socket::from(stream));
@@ -295,6 +342,18 @@ impl Fixture {
     async fn wait(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
         let request = WaitRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
         self.task.wait(Context::default(), &request).await.map(|response| response.exit_status)
+    }
+
+    async fn pause(&self, id: &str) -> ttrpc::Result<()> {
+        self.task
+            .pause(Context::default(), &PauseRequest { id: id.into(), ..Default::default() })
+            .await
+            .map(drop)
+    }
+
+    async fn resume(&self, id: &str) -> ttrpc::Result<()> {
+        let request = ResumeRequest { id: id.into(), ..Default::default() };
+        self.task.resume(Context::default(), &request).await.map(drop)
     }
 
     async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
@@ -384,13 +443,13 @@ async fn the_exit_of_init_is_announced_after_those_of_all_execs() {
     }
     t.exec("p1", "never").await.unwrap();
     let guest = t.guest();
-    guest.process("p1").end(1, false);
+    guest.process("p1").end(1, 0);
     tokio::task::yield_now().await;
     assert_eq!(t.status("p1").await, Status::RUNNING, "its execs still run");
     assert_eq!(refusal(t.exec("p1", "late").await).0, Code::FAILED_PRECONDITION);
     assert_eq!(refusal(t.start("p1", "never").await).0, Code::FAILED_PRECONDITION);
-    guest.process("p1/e2").end(137, false);
-    guest.process("p1/e1").end(137, false);
+    guest.process("p1/e2").end(137, 0);
+    guest.process("p1/e1").end(137, 0);
     assert_eq!(t.wait("p1", "").await.unwrap(), 1);
     let events = t.events().await;
     assert_eq!(events.last().unwrap(), "exit p1 1");
@@ -406,7 +465,7 @@ async fn only_in_a_shared_pid_namespace_the_end_of_init_needs_a_kill() {
         t.create(id, json!({"linux": {"namespaces": namespaces}})).await.unwrap();
         t.start(id, "").await.unwrap();
         let init = t.guest().process(id);
-        init.end(0, false);
+        init.end(0, 0);
         assert_eq!(t.wait(id, "").await.unwrap(), 0);
         assert_eq!(*init.signals.lock().unwrap(), signals, "{id}");
     }
@@ -463,12 +522,77 @@ async fn requests_that_do_not_fit_the_state_have_the_codes_that_engines_know() {
 }
 
 #[tokio::test]
-async fn what_is_not_built_is_unimplemented() {
+async fn checkpoints_are_unimplemented() {
     let t = Fixture::new().await;
-    let stats =
-        t.task.stats(Context::default(), &StatsRequest { id: "p1".into(), ..Default::default() }).await;
-    let expected = "reading a container's statistics is not supported".to_owned();
-    assert_eq!(refusal(stats), (Code::UNIMPLEMENTED, expected));
+    let request = CheckpointTaskRequest { id: "p1".into(), ..Default::default() };
+    let expected = "checkpointing a container is not supported".to_owned();
+    assert_eq!(
+        refusal(t.task.checkpoint(Context::default(), &request).await),
+        (Code::UNIMPLEMENTED, expected)
+    );
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_told_while_init_lives() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.guest().oom_kills.send_replace(1);
+    while t.events.recv().await.unwrap().0 != "/tasks/oom" {}
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    assert!(t.dir.path().join("p1/oom").exists(), "CRI-O looks for it");
+}
+
+#[tokio::test]
+async fn a_paused_container_runs_nothing_until_it_is_resumed() {
+    let mut t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    assert_eq!(refusal(t.pause("p1").await).1, "cannot pause a created container");
+    t.start("p1", "").await.unwrap();
+    assert_eq!(refusal(t.resume("p1").await).1, "cannot resume a running container");
+    t.exec("p1", "before").await.unwrap();
+    t.pause("p1").await.unwrap();
+    assert_eq!(t.status("p1").await, Status::PAUSED);
+    assert_eq!(refusal(t.pause("p1").await).1, "cannot pause a paused container");
+    assert_eq!(refusal(t.exec("p1", "after").await).1, "cannot exec in a paused container");
+    assert_eq!(refusal(t.start("p1", "before").await).1, "cannot exec in a container that is paused");
+    assert_eq!(refusal(t.start("p1", "").await).1, "cannot start a paused process");
+    assert_eq!(refusal(t.delete("p1", "").await).0, Code::FAILED_PRECONDITION);
+    t.resume("p1").await.unwrap();
+    assert_eq!(t.status("p1").await, Status::RUNNING);
+    t.pause("p1").await.unwrap();
+    t.kill("p1", "", 9).await.unwrap();
+    assert_eq!(t.wait("p1", "").await.unwrap(), 137);
+    assert_eq!(refusal(t.resume("p1").await).1, "cannot resume a stopped container");
+    let expected =
+        ["create p1", "start p1", "exec-added before", "paused p1", "resumed p1", "paused p1", "exit p1 137"];
+    assert_eq!(t.events().await, expected);
+}
+
+#[tokio::test]
+async fn limits_are_changed_and_use_is_measured_until_the_end() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    let update = |json: &str| {
+        let resources = Any { value: json.into(), ..Default::default() };
+        UpdateTaskRequest { id: "p1".into(), resources: Some(resources).into(), ..Default::default() }
+    };
+    t.task.update(Context::default(), &update(r#"{"memory": {"limit": 4096}}"#)).await.unwrap();
+    assert_eq!(t.guest().calls.lock().unwrap().last().unwrap(), "update p1 4096");
+    let bad = t.task.update(Context::default(), &update(r#"{"memory": 4096}"#)).await;
+    assert_eq!(refusal(bad).0, Code::INVALID_ARGUMENT);
+    let request = StatsRequest { id: "p1".into(), ..Default::default() };
+    let stats = t.task.stats(Context::default(), &request).await.unwrap().stats.unwrap();
+    assert_eq!(
+        (stats.type_url.as_str(), stats.value.as_slice()),
+        ("io.containerd.cgroups.v2.Metrics", &b"p1"[..])
+    );
+    t.kill("p1", "", 9).await.unwrap();
+    t.wait("p1", "").await.unwrap();
+    assert_eq!(refusal(t.task.stats(Context::default(), &request).await).0, Code::NOT_FOUND);
+    let late = t.task.update(Context::default(), &update("{}")).await;
+    assert_eq!(refusal(late), (Code::FAILED_PRECONDITION, "cannot update a stopped container".into()));
 }
 
 #[tokio::test]
@@ -531,6 +655,28 @@ async fn members_share_the_pods_vm_and_the_sandbox_outlives_them() {
 }
 
 #[tokio::test]
+async fn a_container_is_named_by_its_pid_as_the_target_of_another() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    let member = t.create("c1", json!({})).await.unwrap();
+    assert_eq!(t.state("c1").await.unwrap().pid, member);
+    assert_ne!(t.create("c2", json!({})).await.unwrap(), member);
+    let joins = |pid: u32| {
+        let pid = json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")});
+        json!({"linux": {"namespaces": [{"type": "network"}, pid]}})
+    };
+    let pod = namespaces::joins_pids_of;
+    let latest = |t: &Fixture| t.guest().latest.lock().unwrap().clone().unwrap();
+    t.create("debug", joins(member)).await.unwrap();
+    assert_eq!(latest(&t).pids_of.as_deref(), Some("c1"));
+    assert!(pod(&latest(&t).spec, SHIM_PID), "to the runtime it is the pod's");
+    t.create("shares", joins(SHIM_PID)).await.unwrap();
+    assert_eq!(latest(&t).pids_of, None);
+    t.create("foreign", joins(1)).await.unwrap();
+    assert!(pod(&latest(&t).spec, 1), "which the runtime refuses");
+}
+
+#[tokio::test]
 async fn the_end_of_the_vm_ends_every_process_and_says_so() {
     let mut t = Fixture::new().await;
     t.create("p1", json!({})).await.unwrap();
@@ -538,21 +684,24 @@ async fn the_end_of_the_vm_ends_every_process_and_says_so() {
     t.guest().shutdown().await.unwrap();
     assert_eq!(t.wait("p1", "").await.unwrap(), 137);
     assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 137"]);
+    t.pod.ended().await;
+    assert_eq!(refusal(t.exec("p1", "e1").await).1, "pod p1 has ended: guest shut down");
 }
 
 #[tokio::test]
-async fn a_kill_for_want_of_memory_is_told_once_and_before_the_exit() {
+async fn kills_for_want_of_memory_are_told_once_each_and_before_the_exit() {
     let mut t = Fixture::new().await;
     t.create("p1", json!({})).await.unwrap();
     t.start("p1", "").await.unwrap();
     t.exec("p1", "e1").await.unwrap();
     t.start("p1", "e1").await.unwrap();
     let guest = t.guest();
-    guest.process("p1/e1").end(137, true);
+    guest.process("p1/e1").end(137, 1);
     t.wait("p1", "e1").await.unwrap();
-    guest.process("p1").end(137, true);
+    guest.oom_kills.send_replace(1);
+    guest.process("p1").end(137, 2);
     t.wait("p1", "").await.unwrap();
-    assert_eq!(t.events().await[4..], ["oom p1", "exit e1 137", "exit p1 137"]);
+    assert_eq!(t.events().await[4..], ["oom p1", "exit e1 137", "oom p1", "exit p1 137"]);
     assert!(t.dir.path().join("p1/oom").exists(), "CRI-O looks for it");
 }
 

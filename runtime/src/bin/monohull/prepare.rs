@@ -61,11 +61,13 @@ pub(crate) fn session(
         spec,
         rootfs: Rootfs::Directory(rootfs),
         bundle: scratch.path().to_owned(),
+        pids_of: None,
         stdio: stdio(process.terminal, arguments.interactive),
     };
     let pod = PodConfig {
         id: name,
         namespace: String::new(),
+        own_pids: false,
         memory_mib: size.memory_mib,
         cpus: arguments.cpus.unwrap_or(size.cpus),
         hostname,

@@ -80,7 +80,7 @@ async fn attend(process: &Process, terminal: bool, signals: &mut Signals) -> Res
                 () = async { while outputs.join_next().await.is_some() {} } => (),
                 _ = signals.terminating() => (),
             }
-            if exit.oom && exit.code == 137 {
+            if exit.oom_kills > 0 && exit.code == 137 {
                 say("a process of the container was killed for want of memory: raise --memory");
             }
             u8::try_from(exit.code).unwrap_or(u8::MAX)
