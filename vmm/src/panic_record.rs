@@ -50,9 +50,9 @@ fn panic_text(record: &[u8]) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let line = record.lines().find_map(|line| line.split_once(PANIC))?.1;
     // The kernel only knows that init has ended; init may have said why.
-    let said =
-        record.lines().filter(|_| line.starts_with(INIT_ENDED)).filter_map(|line| line.split_once(INIT));
-    let line = said.last().map_or(line, |(_, text)| text);
+    let mut words = record.lines().rev().filter_map(|line| line.split_once(INIT));
+    let last_words = if line.starts_with(INIT_ENDED) { words.next() } else { None };
+    let line = last_words.map_or(line, |(_, text)| text);
     Some(line.trim().chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(MAX_TEXT).collect())
 }
 
