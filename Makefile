@@ -29,12 +29,13 @@ kernel-cost: build build-tests ## Count the instructions from the start of a pod
 	@tests/run --icount bench instructions
 
 build: kernel ## Build Monohull into build/root, as it will be installed; debug symbols go to build/debug
-	@cargo build --release --locked -p containerd-shim-monohull -p monohull-agent -p monohull-initramfs \
-		-p monohull-runtime -p monohull-vmm
+	@cargo build --release --locked -p containerd-shim-monohull -p monohull-agent -p monohull-fs \
+		-p monohull-initramfs -p monohull-runtime -p monohull-vmm
 	@mkdir -p build/debug $(ROOT)/usr/local/bin $(ROOT)/usr/libexec/monohull $(ROOT)/usr/share/monohull
 	@tests/tools/strip $(RELEASE)/containerd-shim-monohull-v2 $(ROOT)/usr/local/bin
 	@tests/tools/strip $(RELEASE)/monohull $(ROOT)/usr/local/bin
 	@tests/tools/strip $(RELEASE)/monohull-vmm $(ROOT)/usr/libexec/monohull
+	@tests/tools/strip $(RELEASE)/monohull-fs $(ROOT)/usr/libexec/monohull
 	@tests/tools/strip $(RELEASE)/monohull-agent build
 	@$(RELEASE)/monohull-initramfs --agent build/monohull-agent --output $(ROOT)/usr/share/monohull/initramfs.cpio
 	@install -m 644 "$$(kernel-config/build --print-path)" $(ROOT)/usr/share/monohull/vmlinux

@@ -12,20 +12,19 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::cgroup::Cgroup;
-use crate::disk::Disks;
 use crate::error::{Doing, Error, Result, chain};
 use crate::helper::{Action, Privileges};
 use crate::process::{Launcher, Plan, Process, Replies};
 use crate::spec::{self, Place};
 use crate::stdio::Connections;
-use crate::storage::{self, Storages};
+use crate::storage::{Sources, Storages};
 use crate::{kmsg, paths, sandbox, stats};
 
 /// What making and removing containers takes.
 #[derive(Debug)]
 pub(crate) struct Environment {
     pub(crate) launcher: Launcher,
-    pub(crate) disks: Disks,
+    pub(crate) sources: Sources,
     /// Directory below which each container has its own.
     pub(crate) containers: PathBuf,
 }
@@ -98,20 +97,20 @@ struct Files {
 }
 
 impl Files {
-    /// Mounts and writes what the request wants. After an error, [`Files::remove`] is still to be called.
-    async fn prepare(&mut self, disks: &Disks, request: &agent::CreateContainerRequest) -> Result<()> {
+    /// Mounts what the request wants. After an error, [`Files::remove`] is still to be called.
+    async fn prepare(&mut self, sources: &Sources, request: &agent::CreateContainerRequest) -> Result<()> {
         let what = || format!("make {}", self.directory.display());
         fs::create_dir(&self.directory).doing(what)?;
         for storage in &request.storages {
-            self.storages.add(disks, &self.directory, storage).await?;
+            self.storages.add(sources, &self.directory, storage).await?;
         }
-        request.files.iter().try_for_each(|file| storage::write_file(&self.directory, file))
+        Ok(())
     }
 
     /// Removes all. Errors are logged: there is no better way to end.
-    fn remove(&mut self, disks: &Disks) {
+    fn remove(&mut self, sources: &Sources) {
         // What is still mounted must not be emptied.
-        let directory = self.storages.undo(disks).then_some(&self.directory);
+        let directory = self.storages.undo(sources).then_some(&self.directory);
         for directory in directory.into_iter().chain([&self.state]) {
             match fs::remove_dir_all(directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -155,7 +154,7 @@ impl Container {
                 if let Err(left) = cgroup.remove().await {
                     kmsg::error(chain(&left));
                 }
-                files.remove(&environment.disks);
+                files.remove(&environment.sources);
                 Err(error)
             }
         }
@@ -169,7 +168,7 @@ impl Container {
     ) -> Result<(Process, Replies, Option<LinuxSeccomp>)> {
         let stdio = request.stdio.get_or_default();
         let prepared = spec::prepare(&request.spec, Place { cgroup, pod_pids, terminal: stdio.terminal })?;
-        files.prepare(&environment.disks, request).await?;
+        files.prepare(&environment.sources, request).await?;
         prepared.sysctls.iter().try_for_each(|(key, value)| sandbox::set_sysctl(key, value))?;
         make_working_directory(&prepared.spec, &files.directory);
         spec::save(&prepared.spec, &files.directory.join("config.json"))?;
@@ -383,7 +382,7 @@ impl Container {
         }
         let mut files = self.files.lock().await;
         self.cgroup.remove().await?;
-        files.remove(&environment.disks);
+        files.remove(&environment.sources);
         Ok(())
     }
 

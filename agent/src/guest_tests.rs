@@ -23,11 +23,11 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context::with_timeout;
 
 use crate::container::Environment;
-use crate::disk::Disks;
 use crate::pod::Pod;
 use crate::process::Launcher;
 use crate::reaper::Reaper;
 use crate::server::{self, End};
+use crate::storage::Sources;
 use network::{the_network_follows_the_host, the_network_is_the_hosts};
 
 const CONTAINERS: &str = "/run/monohull/containers";
@@ -54,7 +54,8 @@ impl Host {
         }
         let launcher =
             Launcher { reaper: Reaper::start().unwrap(), agent: "/agent".into(), state: STATE.into() };
-        let environment = Environment { launcher, disks: Disks::default(), containers: CONTAINERS.into() };
+        let environment =
+            Environment { launcher, sources: Sources::default(), containers: CONTAINERS.into() };
         let pod = Arc::new(Pod::new(environment, 0));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let served = Arc::clone(&pod);

@@ -24,6 +24,7 @@ mod process;
 mod reaper;
 mod sandbox;
 mod server;
+mod share;
 mod spec;
 mod stats;
 mod stdio;
@@ -38,12 +39,12 @@ use std::sync::Arc;
 use monohull_protocol::CONTAINERS;
 
 use crate::container::Environment;
-use crate::disk::Disks;
 use crate::error::{Doing, Result, chain};
 use crate::pod::Pod;
 use crate::process::Launcher;
 use crate::reaper::Reaper;
 use crate::server::End;
+use crate::storage::Sources;
 
 fn main() -> ExitCode {
     let started_us = clock::boot_us();
@@ -96,7 +97,7 @@ async fn serve(started_us: u64) -> Result<()> {
         std::fs::create_dir_all(directory).doing(|| format!("make {directory}"))?;
     }
     let launcher = Launcher { reaper: Reaper::start()?, agent: early::AGENT.into(), state };
-    let environment = Environment { launcher, disks: Disks::default(), containers: CONTAINERS.into() };
+    let environment = Environment { launcher, sources: Sources::default(), containers: CONTAINERS.into() };
     let pod = Arc::new(Pod::new(environment, started_us));
     tokio::spawn(vsock::accept_streams(vsock::listen()?, Arc::clone(&pod)));
     // A lost connection is dialled again: a VM forked from a template finds its transport reset. If the host

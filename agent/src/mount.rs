@@ -173,14 +173,30 @@ pub(crate) fn bind(source: &Path, options: &Options, target: impl AsFd) -> Resul
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, options.recursive);
-    let source = paths::open_path(source)?;
-    let tree = open_tree(&source, "", flags).doing(what)?;
-    attach(&tree, target, what)?;
+    bind_opened(&paths::open_path(source)?, flags, options, target, what)
+}
+
+/// Mounts a directory or file that is open on `target` too.
+pub(crate) fn bind_open(source: &OwnedFd, options: &Options, target: impl AsFd, what: &str) -> Result<()> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    bind_opened(source, flags, options, target, || format!("bind {what}"))
+}
+
+fn bind_opened(
+    source: &OwnedFd,
+    flags: OpenTreeFlags,
+    options: &Options,
+    target: impl AsFd,
+    what: impl Fn() -> String,
+) -> Result<()> {
+    let tree = open_tree(source, "", flags).doing(&what)?;
+    attach(&tree, target, &what)?;
     if options.remount_flags() != MountFlags::BIND {
         // The descriptor still names the mount, now that it is attached.
         use std::os::fd::AsRawFd;
         let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
-        mount_remount(path, options.remount_flags(), "").doing(what)?;
+        mount_remount(path, options.remount_flags(), "").doing(&what)?;
     }
     Ok(())
 }
@@ -214,11 +230,20 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
     .doing(|| format!("unmount {}", path.display()))
 }
 
-/// Whether `path` is a directory, for choosing a target of the same kind.
-pub(crate) fn is_directory(path: &Path) -> Result<bool> {
-    let source = paths::open_path(path)?;
-    let stat = rustix::fs::statat(&source, "", rustix::fs::AtFlags::EMPTY_PATH)
-        .doing(|| format!("stat {}", path.display()))?;
+/// Unmounts what is mounted on `path`, and what is mounted on that; nothing need be.
+pub(crate) fn unmount_submount(path: &Path) -> Result<()> {
+    use rustix::mount::UnmountFlags;
+    match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
+        Err(rustix::io::Errno::INVAL) => Ok(()),
+        result => result,
+    }
+    .doing(|| format!("unmount {}", path.display()))
+}
+
+/// Whether what is open is a directory, for choosing a target of the same kind.
+pub(crate) fn is_directory(opened: &OwnedFd) -> Result<bool> {
+    let stat = rustix::fs::statat(opened, "", rustix::fs::AtFlags::EMPTY_PATH)
+        .doing(|| "stat the source of a mount".into())?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 

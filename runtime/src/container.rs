@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use monohull_protocol::{CONTAINERS, agent as proto};
+use monohull_protocol::CONTAINERS;
 use oci_spec::runtime as oci;
 
 use crate::pod::{ContainerConfig, PodError};
 use crate::process::Stdio;
 use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
-use crate::spec;
+use crate::spec::{self, Volume};
 use crate::state;
 use crate::timeline::Timeline;
 
@@ -23,11 +23,11 @@ pub struct Prepared {
     pub(crate) stdio: Stdio,
     pub(crate) spec: oci::Spec,
     pub(crate) storages: Vec<Storage<Source>>,
-    pub(crate) files: Vec<proto::File>,
+    pub(crate) volumes: Vec<Volume>,
 }
 
 impl Prepared {
-    /// Checks and rewrites the spec, opens the root's images, packs its directories and reads its small files.
+    /// Checks and rewrites the spec, opens the root's images and packs its directories.
     pub async fn new(
         settings: &Settings,
         config: ContainerConfig,
@@ -39,11 +39,9 @@ impl Prepared {
         // All refusals come before any work.
         let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
         let mut planned = rootfs::plan(&rootfs, &base)?;
-        for volume in volumes.packed {
-            planned.push(rootfs::packed(volume.tree, volume.target));
-        }
+        planned.extend(volumes.memory.into_iter().map(rootfs::memory));
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, pids_of, stdio, spec, storages, files: volumes.files })
+        Ok(Self { id, bundle, pids_of, stdio, spec, storages, volumes: volumes.shared })
     }
 }

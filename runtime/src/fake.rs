@@ -275,7 +275,7 @@ impl agent_ttrpc::Agent for Fake {
         request: proto::CreateContainerRequest,
     ) -> ttrpc::Result<proto::CreateProcessResponse> {
         let types: Vec<_> = request.storages.iter().map(|storage| storage.fstype.as_str()).collect();
-        self.note(&format!("container {} {} files={}", request.id, types.join("+"), request.files.len()));
+        self.note(&format!("container {} {}", request.id, types.join("+")));
         let pid = match request.id.as_str() {
             "no-program" => {
                 return refuse(ttrpc::Code::INVALID_ARGUMENT, "exec /nope: no such file\n\x1b[31m");

@@ -14,6 +14,7 @@ pub mod pod;
 pub mod process;
 pub mod rootfs;
 pub mod settings;
+pub mod share;
 pub mod size;
 pub mod spec;
 pub mod state;

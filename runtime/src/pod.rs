@@ -18,7 +18,7 @@ use monohull_vmm::api::{ExitReason, VmConfig};
 use oci_spec::runtime as oci;
 use protobuf::MessageField;
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::agent::Agent;
 use crate::container::Prepared;
@@ -26,6 +26,8 @@ use crate::network::Network;
 use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
+use crate::share::Share;
+use crate::spec;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
 use crate::sys;
@@ -103,6 +105,8 @@ pub struct Pod {
     network: Option<tokio::sync::Mutex<Network>>,
     /// Whether the engine has attached the pod to its networks.
     settled: watch::Sender<bool>,
+    /// Made when the first container shares something of the host.
+    share: OnceCell<Arc<Share>>,
     next_stream: AtomicU64,
 }
 
@@ -122,14 +126,27 @@ impl Pod {
     /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
     /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
+        Self::start_sharing(config, false).await
+    }
+
+    /// [`Self::start`], and the fs server's if `share`, for which nothing need wait then.
+    async fn start_sharing(config: PodConfig, share: bool) -> Result<Arc<Self>, PodError> {
         let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
         let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
         let Booting { vm, ready, mut network } = boot(&config, files, &state).await?;
         let watch = vm.watch();
-        match set_up(&config, &vm, ready, network.as_mut()).await {
-            Ok(agent) => {
+        let sharing = async {
+            Ok(if share {
+                Some(start_share(&config.settings, &config.timeline, &state, &vm).await?)
+            } else {
+                None
+            })
+        };
+        let set_up = set_up(&config, &vm, ready, network.as_mut());
+        match tokio::try_join!(set_up, sharing) {
+            Ok((agent, share)) => {
                 let pod = Arc::new(Self {
                     settings: config.settings,
                     timeline: config.timeline,
@@ -139,6 +156,7 @@ impl Pod {
                     state: Arc::new(state),
                     containers: Containers::default(),
                     network: network.map(tokio::sync::Mutex::new),
+                    share: OnceCell::new_with(share),
                     settled: watch::Sender::new(false),
                     next_stream: AtomicU64::new(1),
                 });
@@ -159,8 +177,9 @@ impl Pod {
         container: ContainerConfig,
     ) -> Result<(Arc<Self>, Process), PodError> {
         let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
+        let share = spec::names_host_files(&container.spec);
         let prepare = Prepared::new(&settings, container, &timeline);
-        let (pod, prepared) = tokio::try_join!(Self::start(pod), prepare)?;
+        let (pod, prepared) = tokio::try_join!(Self::start_sharing(pod, share), prepare)?;
         match pod.create_prepared(prepared).await {
             Ok(process) => Ok((pod, process)),
             Err(error) => {
@@ -222,6 +241,12 @@ impl Pod {
         tokio::time::timeout(deadline, either).await.is_ok() && self.link.vm.has_ended()
     }
 
+    /// The pod's shared directories; their server is started if it does not run yet.
+    async fn share(&self) -> Result<&Arc<Share>, PodError> {
+        let start = || start_share(&self.settings, &self.timeline, &self.state, &self.vm);
+        self.share.get_or_try_init(start).await
+    }
+
     /// Host pid of the VMM.
     pub fn vmm_pid(&self) -> i32 {
         self.vm.pid()
@@ -249,6 +274,7 @@ fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
         namespace: config.namespace.clone(),
         owner: ProcessId::own().map_err(VmError::Watch)?,
         vmm: None,
+        fs_server: None,
         containers: Vec::new(),
         created_at: since_epoch().as_secs(),
         memory_mib: config.memory_mib,
@@ -317,6 +343,18 @@ async fn set_up(
         }
         Err(error) => Err(link.error(error).await),
     }
+}
+
+async fn start_share(
+    settings: &Settings,
+    timeline: &Timeline,
+    state: &StateFile,
+    vm: &Vm,
+) -> Result<Arc<Share>, PodError> {
+    let share = Share::start(state.dir(), &settings.fs_server, vm).await?;
+    state.change(|state| state.fs_server = Some(share.server()))?;
+    timeline.mark("fs server ready");
+    Ok(Arc::new(share))
 }
 
 fn sandbox_request(

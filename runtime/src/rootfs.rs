@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use pack::PackError;
 
+use crate::spec::MemoryVolume;
 use overlay::HostOverlay;
 
 /// A mount as containerd sends it in a Create request (`containerd.types.Mount`).
@@ -108,6 +109,8 @@ pub(crate) enum Planned {
     Tree(Tree),
     /// What the guest's mount(2) takes.
     Path(&'static str),
+    /// What containers of the pod share by this name.
+    Name(String),
 }
 
 /// A source that is ready: descriptors.
@@ -126,12 +129,7 @@ pub(crate) enum Tree {
     Directory(PathBuf),
     /// The merged view of several.
     Overlay(HostOverlay),
-    /// One file, which the packed tree has as [`FILE`].
-    File(PathBuf),
 }
-
-/// Name of the only file of a [`Tree::File`].
-pub(crate) const FILE: &str = "file";
 
 impl<S> Storage<S> {
     fn new(fstype: &str, source: S, target: String, options: Vec<String>) -> Self {
@@ -139,8 +137,14 @@ impl<S> Storage<S> {
     }
 }
 
+/// A pod's tmpfs in place of one on the host.
+pub(crate) fn memory(volume: MemoryVolume) -> Storage<Planned> {
+    let name = volume.source.to_string_lossy().into_owned();
+    Storage::new("memory", Planned::Name(name), volume.target, volume.options)
+}
+
 /// A packed tree, mounted read-only at a guest path.
-pub(crate) fn packed(tree: Tree, target: String) -> Storage<Planned> {
+fn packed(tree: Tree, target: String) -> Storage<Planned> {
     Storage::new("erofs", Planned::Tree(tree), target, vec!["ro".into()])
 }
 
@@ -266,6 +270,7 @@ pub(crate) async fn prepare(
                 Source::File { file, read_only: true }
             }
             Planned::Path(path) => Source::Path(path.to_owned()),
+            Planned::Name(name) => Source::Path(name),
         };
         ready.push(Storage { fstype, source, target, options, directories });
     }
@@ -275,7 +280,7 @@ pub(crate) async fn prepare(
 impl std::fmt::Display for Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Directory(path) | Self::File(path) => write!(f, "{}", path.display()),
+            Self::Directory(path) => write!(f, "{}", path.display()),
             Self::Overlay(overlay) => write!(f, "an overlay of {} directories", overlay.layers()),
         }
     }

@@ -13,6 +13,8 @@ pub const PATH: &str = "/etc/monohull/config.toml";
 pub struct Settings {
     /// The VMM binary.
     pub vmm: PathBuf,
+    /// The fs server, which serves host directories to pods.
+    pub fs_server: PathBuf,
     /// The guest kernel, an ELF `vmlinux`.
     pub kernel: PathBuf,
     /// The guest's initramfs, which holds the agent.
@@ -48,6 +50,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             vmm: "/usr/libexec/monohull/monohull-vmm".into(),
+            fs_server: "/usr/libexec/monohull/monohull-fs".into(),
             kernel: "/usr/share/monohull/vmlinux".into(),
             initramfs: "/usr/share/monohull/initramfs.cpio".into(),
             state_dir: "/run/monohull".into(),

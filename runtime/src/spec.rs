@@ -8,14 +8,13 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use serde::Serialize;
 
-use crate::rootfs::Tree;
 use crate::settings::HostNamespaces;
+use crate::share::Export;
 
-/// Longest spec or process that is sent: with the files it must fit into one message of 4 MiB.
+/// Longest spec or process that is sent: with the rest it must fit into one message of 4 MiB.
 const MAX_JSON: usize = 1024 * 1024;
 
 /// Why a spec is refused.
@@ -50,20 +49,36 @@ impl SpecError {
     }
 }
 
-/// What a container's bind mounts bring along from the host.
+/// What a container's bind mounts stand for.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
-    /// Read-only directories and large files, to be packed.
-    pub(crate) packed: Vec<Packed>,
-    /// Small files, by value.
-    pub(crate) files: Vec<proto::File>,
+    /// Directories and files of the host.
+    pub(crate) shared: Vec<Volume>,
+    /// File systems in the guest's memory.
+    pub(crate) memory: Vec<MemoryVolume>,
 }
 
-/// What the host packs and where the guest mounts it.
+/// A directory or file of the host, and where the guest mounts it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Packed {
-    pub(crate) tree: Tree,
+pub(crate) struct Volume {
+    pub(crate) export: Export,
     pub(crate) target: String,
+}
+
+/// A file system in the guest's memory that takes the place of one in the host's. All containers of the pod that name the
+/// same one share it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct MemoryVolume {
+    pub(crate) source: PathBuf,
+    /// For the guest's tmpfs: size, mode, owner.
+    pub(crate) options: Vec<String>,
+    pub(crate) target: String,
+}
+
+impl Volumes {
+    fn count(&self) -> usize {
+        self.shared.len() + self.memory.len()
+    }
 }
 
 /// Checks a spec and makes it the guest's. `base` is the container's directory in the guest; relative host paths are
@@ -91,6 +106,11 @@ pub(crate) fn rewrite(
     spec.set_linux(Some(linux));
     let volumes = mounts::rewrite(&mut spec, base, bundle)?;
     Ok((spec, volumes))
+}
+
+/// Whether a container will probably share something of the host's file systems: then the fs server can start early.
+pub(crate) fn names_host_files(spec: &oci::Spec) -> bool {
+    spec.mounts().iter().flatten().any(mounts::is_of_host)
 }
 
 /// A process for the guest: checked, and without what concerns the host's security modules and CPUs.

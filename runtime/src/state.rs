@@ -48,6 +48,9 @@ pub struct PodState {
     pub owner: ProcessId,
     /// The VMM, once it runs.
     pub vmm: Option<ProcessId>,
+    /// The fs server, once it runs.
+    #[serde(default)]
+    pub fs_server: Option<ProcessId>,
     /// Containers in the pod, with their bundle directories.
     pub containers: Vec<ContainerState>,
     /// Seconds since 1970.
@@ -242,13 +245,16 @@ pub(crate) fn create(dir: &Path) -> Result<(), StateError> {
     }
 }
 
-/// Cleans up after a pod whose owner has died, given its directory ([`pod_dir`]): kills its VMM, after checking that
-/// the pid still is that process, and removes the directory. Nothing to do is success. The caller must know that the
+/// Cleans up after a pod whose owner has died, given its directory ([`pod_dir`]): kills its VMM and fs server, after checking that
+/// each pid still is that process, and removes the directory. Nothing to do is success. The caller must know that the
 /// owner is gone.
 pub fn cleanup(dir: &Path) -> Result<(), StateError> {
-    // Without a readable state there is nothing to kill by: the VMM ends by itself when its owner's socket closes.
-    if let Some(vmm) = PodState::read(dir).ok().and_then(|state| state.vmm) {
-        vmm.kill().map_err(StateError::io("kill the VMM of", dir))?;
+    // Without a readable state there is nothing to kill by: the VMM ends by itself when its owner's socket closes, and
+    // the fs server when the VMM does.
+    if let Ok(state) = PodState::read(dir) {
+        for process in [state.vmm, state.fs_server].into_iter().flatten() {
+            process.kill().map_err(StateError::io("kill the processes of", dir))?;
+        }
     }
     remove(dir)
 }
@@ -286,6 +292,7 @@ mod tests {
             namespace: String::new(),
             owner,
             vmm,
+            fs_server: None,
             containers: vec![ContainerState { id: "c1".into(), bundle: Some("/b".into()) }],
             created_at: 1,
             memory_mib: 128,

@@ -51,6 +51,28 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a mount read-only for good (mount_setattr(2)), with those below it if `recursive`. `mount` is a descriptor of
+/// its root, from open_tree(2).
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let size = size_of::<libc::mount_attr>();
+    // SAFETY: the path is a terminated string, and pointer and size describe `attributes`; both outlive the call, which
+    // only reads them.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size,
+        )
+    })?;
+    Ok(())
+}
+
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 
 /// Turns `tun`, a new descriptor of `/dev/net/tun`, into a tap device of this thread's network namespace, with virtio

@@ -71,7 +71,7 @@ pub(crate) struct Ended {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Ask the VMM for something.
-    Request { action: Action, fd: Option<OwnedFd>, reply: oneshot::Sender<Result<Done, String>> },
+    Request { action: Action, fds: Vec<OwnedFd>, reply: oneshot::Sender<Result<Done, String>> },
     /// Kill the VMM; this is why.
     Kill(ExitReason),
 }
@@ -176,7 +176,7 @@ impl Vm {
     /// Appends a file or block device to the image disk: its first sector and its length in sectors.
     pub(crate) async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<(u64, u64), VmError> {
         let what = "add a file to the image disk";
-        match self.request(what, Action::AddExtent { read_only }, Some(file)).await? {
+        match self.request(what, Action::AddExtent { read_only }, vec![file]).await? {
             Done::ExtentAdded { start, sectors } => Ok((start, sectors)),
             Done::Ok => Err(VmError::Refused { what, reason: "it answered without an extent".into() }),
         }
@@ -184,23 +184,23 @@ impl Vm {
 
     /// Gives network interface `nic` a tap device and brings its link up.
     pub(crate) async fn attach_nic(&self, nic: u8, tap: OwnedFd) -> Result<(), VmError> {
-        self.request("attach a network interface", Action::AttachNic { nic }, Some(tap)).await.map(drop)
+        self.request("attach a network interface", Action::AttachNic { nic }, vec![tap]).await.map(drop)
+    }
+
+    /// Connects the guest's device for host directories to the fs server: the VMM's end of the socket, and the memory.
+    pub(crate) async fn attach_fs(&self, channel: OwnedFd, memory: OwnedFd) -> Result<(), VmError> {
+        self.request("attach the fs server", Action::AttachFs, vec![channel, memory]).await.map(drop)
     }
 
     /// Ends the VM without the guest's help; queued disk writes are flushed.
     pub(crate) async fn stop(&self) -> Result<(), VmError> {
-        self.request("stop", Action::Stop, None).await.map(drop)
+        self.request("stop", Action::Stop, Vec::new()).await.map(drop)
     }
 
-    async fn request(
-        &self,
-        what: &'static str,
-        action: Action,
-        fd: Option<OwnedFd>,
-    ) -> Result<Done, VmError> {
+    async fn request(&self, what: &'static str, action: Action, fds: Vec<OwnedFd>) -> Result<Done, VmError> {
         let (reply, answer) = oneshot::channel();
         // A send that fails drops `reply`: the answer below then says that the VM has ended.
-        let _ = self.commands.send(Command::Request { action, fd, reply });
+        let _ = self.commands.send(Command::Request { action, fds, reply });
         match tokio::time::timeout(REPLY_DEADLINE, answer).await {
             Ok(Ok(Ok(done))) => Ok(done),
             Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),

@@ -23,6 +23,7 @@ mod pods;
 mod processes;
 mod sandbox;
 mod stdio;
+mod volumes;
 
 /// A test of one engine.
 type Case = (&'static str, fn(&Engine));
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             lifecycle::CASES,
             failures::CASES,
             bad_input::CASES,
+            volumes::CASES,
             budget::CASES,
             leaks::CASES,
             match client {

@@ -85,6 +85,10 @@ pub enum Action {
         /// Target size.
         mib: u32,
     },
+    /// Connects the device for host directories to its server, once: this message's two descriptors are the VMM's end of
+    /// the relay's socket, and the relay's memory file (`monohull-fs-protocol`). When the server is lost, the guest's
+    /// requests fail with EIO.
+    AttachFs,
     /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
     Stop,
 }

@@ -11,9 +11,10 @@ use kvm_ioctls::VcpuFd;
 
 use crate::api::{FdRole, GUEST_CID, VmConfig};
 use crate::bus::Bus;
-use crate::control::{Handles, Outbox};
+use crate::control::{FsPort, Handles, Outbox};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::ImageDisk;
+use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::devices::rng::Rng;
 use crate::devices::serial::Console;
@@ -97,6 +98,8 @@ pub(crate) enum Thread {
     Main,
     /// For devices that wait for a disk, which must stall nothing else.
     Disk,
+    /// Its own, once its owner has given it something to serve.
+    OnAttach,
 }
 
 /// Builds a VM. `fds` are the descriptors of the message that `config` came in; `outbox` is for what devices have to
@@ -153,7 +156,13 @@ fn devices(
     let disk = Arc::new(Mutex::new(ImageDisk::new().map_err(cant("image disk"))?));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(cant("entropy device"))?));
     let balloon = Arc::new(Mutex::new(Balloon::new(memory.clone()).map_err(cant("balloon"))?));
-    let mut handles = Handles { disk: Some(disk.clone()), balloon: Some(balloon.clone()), nics: Vec::new() };
+    let fs = Arc::new(Mutex::new(Fs::new().map_err(cant("device for host directories"))?));
+    let mut handles = Handles {
+        disk: Some(disk.clone()),
+        balloon: Some(balloon.clone()),
+        fs: Some(Arc::new(Mutex::new(FsPort::new(fs.clone())))),
+        nics: Vec::new(),
+    };
     let mut devices = vec![
         Device { model: disk, thread: Thread::Disk },
         Device { model: rng, thread: Thread::Main },
@@ -166,6 +175,7 @@ fn devices(
         let vsock = Vsock::new(GUEST_CID, listener, tell).map_err(cant("socket device"))?;
         devices.push(Device { model: Arc::new(Mutex::new(vsock)), thread: Thread::Main });
     }
+    devices.push(Device { model: fs, thread: Thread::OnAttach });
     for _ in 0..config.nics {
         let nic = Arc::new(Mutex::new(Net::new().map_err(cant("network interface"))?));
         handles.nics.push(nic.clone());
@@ -206,8 +216,8 @@ fn check(config: &VmConfig) -> Result<(), BuildError> {
     limit("nics", config.nics.into(), 0, MAX_NICS)
 }
 
-/// Image disk, vsock, entropy and balloon have an interrupt each; network interfaces share out the rest.
-const MAX_NICS: u32 = VIRTIO_IRQS.end - VIRTIO_IRQS.start - 4;
+/// Image disk, entropy, balloon, vsock and host directories have an interrupt each; network interfaces share out the rest.
+const MAX_NICS: u32 = VIRTIO_IRQS.end - VIRTIO_IRQS.start - 5;
 
 /// The descriptors of a configuration, by their role.
 #[derive(Debug)]
@@ -267,7 +277,7 @@ mod tests {
             (VmConfig { memory_mib: 31, ..config() }, "memory_mib is 31, it must be from 32"),
             (VmConfig { vcpus: 0, ..config() }, "vcpus is 0, it must be from 1 to 254"),
             (VmConfig { vcpus: 255, ..config() }, "vcpus is 255"),
-            (VmConfig { nics: 16, ..config() }, "nics is 16, it must be from 0 to 15"),
+            (VmConfig { nics: 15, ..config() }, "nics is 15, it must be from 0 to 14"),
         ] {
             let error = check(&config).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");

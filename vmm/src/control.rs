@@ -14,9 +14,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
 use crate::devices;
 use crate::devices::blk::ImageDisk;
+use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::ending::{Cause, Ending};
 use crate::ipc::{Channel, IpcError};
+use crate::side_thread::SideThread;
 
 /// Messages that wait for the owner to read. At the limit no further request is read, and further connections of the
 /// guest are refused.
@@ -46,6 +48,12 @@ pub(crate) trait Balloon: Send {
     fn set_target(&mut self, mib: u32);
 }
 
+/// The device for host directories, as the owner reaches it.
+pub(crate) trait HostDirectories: Send {
+    /// Connects it to its server.
+    fn attach(&mut self, channel: OwnedFd, memory: File) -> Result<(), DeviceError>;
+}
+
 impl Disk for ImageDisk {
     fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError> {
         let extent = ImageDisk::add_extent(self, file, read_only)?;
@@ -69,6 +77,28 @@ impl Balloon for devices::balloon::Balloon {
     }
 }
 
+/// The device for host directories, with the thread that serves it from the moment it has a server.
+#[derive(Debug)]
+pub(crate) struct FsPort {
+    device: Arc<Mutex<Fs>>,
+    thread: Option<SideThread>,
+}
+
+impl FsPort {
+    /// Nothing serves `device` yet.
+    pub(crate) fn new(device: Arc<Mutex<Fs>>) -> Self {
+        Self { device, thread: None }
+    }
+}
+
+impl HostDirectories for FsPort {
+    fn attach(&mut self, channel: OwnedFd, memory: File) -> Result<(), DeviceError> {
+        crate::lock(&self.device).attach(channel, memory)?;
+        self.thread = Some(SideThread::start("fs", vec![self.device.clone()])?);
+        Ok(())
+    }
+}
+
 /// The devices that requests reach, each by what it can be asked for.
 #[derive(Clone, Default)]
 pub(crate) struct Handles {
@@ -78,6 +108,8 @@ pub(crate) struct Handles {
     pub nics: Vec<Arc<Mutex<dyn Nic>>>,
     /// The balloon.
     pub balloon: Option<Arc<Mutex<dyn Balloon>>>,
+    /// The device for host directories.
+    pub fs: Option<Arc<Mutex<dyn HostDirectories>>>,
 }
 
 impl std::fmt::Debug for Handles {
@@ -243,6 +275,15 @@ impl Control {
                 crate::lock(balloon).set_target(mib);
                 Ok(Done::Ok)
             }
+            Action::AttachFs => {
+                let failed = |why: &dyn std::fmt::Display| format!("can't attach the fs server: {why}");
+                let [channel, memory] = exactly(fds).map_err(|why| failed(&why))?;
+                let fs = self.handles.fs.as_ref().ok_or_else(|| failed(&"this VM has no device for it"))?;
+                crate::lock(fs)
+                    .attach(channel, memory.into())
+                    .map_err(|error| failed(&crate::describe(error.as_ref())))?;
+                Ok(Done::Ok)
+            }
             Action::Stop => Ok(Done::Ok),
         }
     }
@@ -250,11 +291,13 @@ impl Control {
 
 /// The one descriptor a request must have.
 fn only(fds: Vec<OwnedFd>) -> Result<File, String> {
-    let count = fds.len();
-    match <[OwnedFd; 1]>::try_from(fds) {
-        Ok([fd]) => Ok(fd.into()),
-        Err(_) => Err(format!("the request has {count} file descriptors, it needs one")),
-    }
+    exactly(fds).map(|[fd]| fd.into())
+}
+
+/// The descriptors a request must have.
+fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], String> {
+    fds.try_into()
+        .map_err(|fds: Vec<_>| format!("the request has {} file descriptors, it needs {N}", fds.len()))
 }
 
 impl MutEventSubscriber for Control {

@@ -20,6 +20,7 @@ mod marks;
 mod memory;
 mod panic_record;
 pub mod probe;
+mod side_thread;
 mod vcpu;
 pub mod virtio;
 mod vm;

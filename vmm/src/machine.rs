@@ -4,23 +4,20 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
 
 use nix::sys::prctl;
 
 use crate::api::{Event, ExitReason, FromVmm, VmConfig};
-use crate::builder::{self, Built, Device, Thread};
+use crate::builder::{self, Built, Thread};
 use crate::control::{Control, Handles, Outbox};
-use crate::ending::{Cause, Ending, Once};
+use crate::ending::{Cause, Ending};
 use crate::event_loop::EventLoop;
 use crate::ipc::Channel;
 use crate::marks::Marks;
 use crate::panic_record;
+use crate::side_thread::SideThread;
 use crate::vcpu::{self, Vcpu};
 use crate::virtio::GuestMemory;
-
-/// Stack of the thread that serves disks.
-const STACK: usize = 128 << 10;
 
 /// Runs the VM whose owner is on `socket`, from its configuration to its end. Returns why it ended, after telling the
 /// owner; `None` when the owner has gone.
@@ -71,7 +68,7 @@ fn run_built(built: Built, channel: Arc<Channel>, outbox: &Outbox, marks: Marks)
 struct Machine {
     cpus: Vec<Vcpu>,
     events: EventLoop,
-    disks: DiskThread,
+    disks: SideThread,
     memory: GuestMemory,
     handles: Handles,
     // Dropped last, after what belongs to it.
@@ -83,8 +80,9 @@ impl Machine {
         let outbox = control.outbox();
         let mut events = EventLoop::new(ending)?;
         events.add(control);
-        let disks = DiskThread::start(&built.devices)?;
-        for device in built.devices.iter().filter(|device| device.thread == Thread::Main) {
+        let on = |thread| built.devices.iter().filter(move |device| device.thread == thread);
+        let disks = SideThread::start("disks", on(Thread::Disk).map(|disk| disk.model.clone()).collect())?;
+        for device in on(Thread::Main) {
             events.add_device(device.model.clone());
         }
         vcpu::init()?;
@@ -123,42 +121,5 @@ impl Machine {
             }
             other => other,
         })
-    }
-}
-
-/// The thread that serves the devices which wait for disks.
-#[derive(Debug)]
-struct DiskThread {
-    end: Once<()>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl DiskThread {
-    fn start(devices: &[Device]) -> io::Result<Self> {
-        let end = Once::new()?;
-        let mut disks = devices.iter().filter(|device| device.thread == Thread::Disk).peekable();
-        if disks.peek().is_none() {
-            return Ok(Self { end, thread: None });
-        }
-        let mut events = EventLoop::new(&end)?;
-        for disk in disks {
-            events.add_device(disk.model.clone());
-        }
-        let until = end.clone();
-        let serve = move || {
-            // An event loop fails only for want of memory or descriptors, neither of which it takes while it runs.
-            let _ = events.run_until(&until);
-            let _ = events.finish();
-        };
-        let thread = Builder::new().name("disks".to_owned()).stack_size(STACK).spawn(serve)?;
-        Ok(Self { end, thread: Some(thread) })
-    }
-
-    /// Serves what the guest has asked for until now, and ends.
-    fn finish(self) {
-        self.end.set(());
-        if let Some(thread) = self.thread {
-            let _ = thread.join();
-        }
     }
 }

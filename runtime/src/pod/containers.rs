@@ -14,8 +14,12 @@ use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::process::{Process, Stdio};
 use crate::rootfs::{Source, Storage};
-use crate::spec;
+use crate::share::Exported;
+use crate::spec::{self, Volume};
 use crate::state::{self, ContainerState};
+
+/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
+const SHARED: &str = "virtiofs";
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -26,8 +30,8 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists.
-    Created(Process),
+    /// Its init process exists. What it has of the host is shared as long as this lives.
+    Created { init: Process, _exports: Vec<Exported> },
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -54,7 +58,7 @@ impl Containers {
     /// A container's init process.
     pub(super) fn init(&self, id: &str) -> Result<Process, PodError> {
         match self.lock().get(id) {
-            Some(Container::Created(process)) => Ok(process.clone()),
+            Some(Container::Created { init, .. }) => Ok(init.clone()),
             Some(Container::Creating) => {
                 Err(PodError::Precondition(format!("container {id} is being created")))
             }
@@ -68,9 +72,9 @@ impl Containers {
 }
 
 impl Reservation<'_> {
-    fn keep(self, process: Process) {
+    fn keep(self, init: Process, exports: Vec<Exported>) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created(process));
+        table.insert(self.id.clone(), Container::Created { init, _exports: exports });
     }
 }
 
@@ -91,16 +95,17 @@ impl Pod {
 
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
-        let Prepared { id, bundle, pids_of, stdio, spec, storages, files } = prepared;
+        let Prepared { id, bundle, pids_of, stdio, spec, storages, volumes } = prepared;
         let reservation = self.containers.reserve(&id)?;
-        let disk = async { self.add_storages(storages).await };
+        let disk = self.add_storages(storages);
+        let share = self.share_volumes(volumes);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (storages, (streams, names)) = tokio::try_join!(disk, streams)?;
+        let (mut storages, (shared, exported), (streams, names)) = tokio::try_join!(disk, share, streams)?;
+        storages.extend(shared);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
             spec: spec::to_json(&spec)?,
             storages,
-            files,
             stdio: MessageField::some(stdio.to_request(names)),
             pid_namespace_of: pids_of.unwrap_or_default(),
             ..Default::default()
@@ -111,7 +116,7 @@ impl Pod {
         };
         let key = ProcessKey { container: id.clone(), exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        reservation.keep(process.clone());
+        reservation.keep(process.clone(), exported);
         self.timeline.mark("container created");
         self.note_container(id, bundle)?;
         Ok(process)
@@ -185,6 +190,29 @@ impl Pod {
         let bundle = (!bundle.as_os_str().is_empty()).then_some(bundle);
         self.state.change(|state| state.containers.push(ContainerState { id, bundle }))?;
         Ok(())
+    }
+
+    /// Shares a container's volumes with the guest.
+    async fn share_volumes(
+        &self,
+        volumes: Vec<Volume>,
+    ) -> Result<(Vec<proto::Storage>, Vec<Exported>), PodError> {
+        let (mut storages, mut all) = (Vec::new(), Vec::new());
+        if volumes.is_empty() {
+            return Ok((storages, all));
+        }
+        let share = self.share().await?;
+        for Volume { export, target } in volumes {
+            let exported = share.add(export).await?;
+            storages.push(proto::Storage {
+                fstype: SHARED.into(),
+                source: Some(proto::storage::Source::Path(exported.name().to_owned())),
+                target,
+                ..Default::default()
+            });
+            all.push(exported);
+        }
+        Ok((storages, all))
     }
 
     /// Puts a container's files and block devices on the image disk.

@@ -5,6 +5,7 @@ use monohull_vmm::api::ExitReason;
 use crate::agent::{AgentError, RefusedCode};
 use crate::network::NetworkError;
 use crate::rootfs::RootfsError;
+use crate::share::ShareError;
 use crate::spec::SpecError;
 use crate::state::StateError;
 use crate::text;
@@ -47,6 +48,9 @@ pub enum PodError {
     /// A container's root or volumes.
     #[error(transparent)]
     Rootfs(RootfsError),
+    /// Host directories.
+    #[error(transparent)]
+    Share(ShareError),
     /// The pod's interfaces.
     #[error(transparent)]
     Network(NetworkError),
@@ -89,6 +93,15 @@ impl From<StateError> for PodError {
 impl From<RootfsError> for PodError {
     fn from(error: RootfsError) -> Self {
         if error.is_refusal() { Self::Invalid(text::chain(&error)) } else { Self::Rootfs(error) }
+    }
+}
+
+impl From<ShareError> for PodError {
+    fn from(error: ShareError) -> Self {
+        match error {
+            ShareError::Vm(error) => error.into(),
+            other => Self::Share(other),
+        }
     }
 }
 

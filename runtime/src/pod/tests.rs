@@ -84,7 +84,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
         "boot p1 nics=0 cpus=2",
         "sandbox p1 entropy=64 random=true",
         "extent at 0 read_only=true",
-        "container c1 erofs+tmpfs+overlay files=0",
+        "container c1 erofs+tmpfs+overlay",
         "start c1",
         "signal c1 15 all=false",
         "delete c1",

@@ -85,16 +85,6 @@ impl HostOverlay {
 /// Name of what is to be packed, in the directory that [`enter_privately`] enters.
 const VIEW: &str = "view";
 
-/// Mounts one file, as `file` in an otherwise empty directory: as [`HostOverlay::mount_privately`] does a view.
-pub(super) fn mount_file_privately(file: &Path, place: &Path) -> io::Result<&'static Path> {
-    enter_privately(place)?;
-    let target = Path::new(VIEW).join(super::FILE);
-    std::fs::File::create(&target)?;
-    let none: Option<&str> = None;
-    mount(Some(file), &target, none, MsFlags::MS_BIND, none)?;
-    Ok(Path::new(VIEW))
-}
-
 /// Gives the calling thread a mount namespace, mounts a tmpfs on `place`, enters it, and makes a directory [`VIEW`] there.
 fn enter_privately(place: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;

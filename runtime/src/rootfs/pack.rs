@@ -14,7 +14,7 @@ use monohull_vmm::api::SECTOR;
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 
-use super::{Tree, overlay};
+use super::Tree;
 use crate::{sys, text};
 
 /// The packer, of the package erofs-utils.
@@ -107,8 +107,6 @@ fn run(tree: &Tree, image: File, scratch_dir: &Path, running: &Running) -> Resul
         Tree::Overlay(overlay) => overlay
             .mount_privately(scratch_dir)
             .map_err(|e| PackError::Run("mount the overlay to pack", e))?,
-        Tree::File(path) => overlay::mount_file_privately(path, scratch_dir)
-            .map_err(|e| PackError::Run("mount the file to pack", e))?,
     };
     // The image is the packer's standard input: a name for a file that has none.
     let mut command = Command::new(PACKER);

@@ -22,9 +22,10 @@ fn summary(storages: &[Storage<Planned>]) -> Vec<String> {
             Planned::Image { path, read_only } => {
                 format!("{}{}", path.display(), if *read_only { ":ro" } else { "" })
             }
-            Planned::Tree(Tree::Directory(path) | Tree::File(path)) => format!("pack({})", path.display()),
+            Planned::Tree(Tree::Directory(path)) => format!("pack({})", path.display()),
             Planned::Tree(Tree::Overlay(overlay)) => format!("pack({} layers)", overlay.layers()),
             Planned::Path(path) => (*path).to_owned(),
+            Planned::Name(name) => format!("name({name})"),
         };
         let (target, options) = (&storage.target, storage.options.join(","));
         format!("{} {source} {target} {options} [{}]", storage.fstype, storage.directories.join(","))
@@ -208,20 +209,6 @@ fn contents(image: &[u8], names: &[&str]) -> Vec<Option<(u32, u32, i64, String)>
     let found = names.iter().map(describe).collect();
     assert!(Command::new("umount").arg(&point).status().unwrap().success());
     found
-}
-
-#[tokio::test]
-async fn a_packed_file_is_alone_in_its_tree() {
-    let (root, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let file = root.path().join("large");
-    fs::write(&file, "content").unwrap();
-    fs::write(root.path().join("other"), "hidden").unwrap();
-
-    let image = packed_bytes(Tree::File(file), scratch.path()).await;
-
-    let found = contents(&image, &["file", "large", "other"]);
-    assert_eq!(found[0].as_ref().map(|(_, _, _, text)| text.as_str()), Some("content"));
-    assert_eq!(found[1..], [None, None]);
 }
 
 #[tokio::test]

@@ -1,20 +1,17 @@
 //! A container's mounts: what the guest has itself stays, what comes from the host is brought along or refused.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
-use monohull_protocol::agent as proto;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
-use super::{Packed, SpecError, Volumes};
-use crate::rootfs::{FILE, Tree};
+use super::{GUEST_DEVICES, MemoryVolume, SpecError, Volume, Volumes};
+use crate::share::{Export, ReadOnly};
 
-/// Largest file that is handed over by value.
-const MAX_FILE: u64 = 1024 * 1024;
-/// Most bytes of all of them: they travel in one message of at most 4 MiB, beside the spec.
-const MAX_FILES: u64 = 2 * 1024 * 1024;
+/// In the path of a volume that the kubelet has made for the life of a pod.
+const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
 /// Host directories of which the guest has its own: a bind mount of one means the pod's.
@@ -32,9 +29,8 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
         if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
             return Err(SpecError::field(field, "id-mapped mounts are not supported"));
         }
+        let is_bind = is_bind(mount);
         let options = mount.options().clone().unwrap_or_default();
-        let is_bind = mount.typ().as_deref() == Some("bind")
-            || options.iter().any(|option| option == "bind" || option == "rbind");
         let kept = options.into_iter().filter(|option| !PROPAGATION.contains(&option.as_str()));
         mount.set_options(Some(kept.collect()));
         if is_bind {
@@ -48,6 +44,17 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
     Ok(volumes)
 }
 
+/// Whether a mount is a bind mount for which the guest has nothing of its own.
+pub(super) fn is_of_host(mount: &oci::Mount) -> bool {
+    let destination = mount.destination().to_string_lossy();
+    is_bind(mount) && !GUEST_DIRECTORIES.contains(&destination.as_ref())
+}
+
+fn is_bind(mount: &oci::Mount) -> bool {
+    let asked = |option: &String| option == "bind" || option == "rbind";
+    mount.typ().as_deref() == Some("bind") || mount.options().iter().flatten().any(asked)
+}
+
 /// The guest path that takes the place of a bind mount's source.
 fn bind(
     mount: &oci::Mount,
@@ -56,75 +63,67 @@ fn bind(
     bundle: &Path,
     volumes: &mut Volumes,
 ) -> Result<String, SpecError> {
-    let destination = mount.destination().to_string_lossy().into_owned();
-    if GUEST_DIRECTORIES.contains(&destination.as_str()) {
-        return Ok(destination);
+    if !is_of_host(mount) {
+        return Ok(mount.destination().to_string_lossy().into_owned());
     }
     let source = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty());
     let source = bundle.join(source.ok_or_else(|| SpecError::field(field, "a bind mount without a source"))?);
     let cannot_read = |e| SpecError::Source { field: field.to_owned(), path: source.clone(), source: e };
-    let file_type = fs::metadata(&source).map_err(cannot_read)?.file_type();
-    let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
-    let refuse = |reason: String| Err(SpecError::field(field, reason));
-    if file_type.is_file() {
-        let Some(file) = read(&source, field)? else {
-            // Too large to copy: read-only, so that a write fails instead of being lost.
-            let target = format!("{base}/binds/{}", volumes.packed.len());
-            let path = format!("{target}/{FILE}");
-            volumes.packed.push(Packed { tree: Tree::File(source), target });
-            return Ok(path);
-        };
-        let total: u64 = volumes.files.iter().chain([&file]).map(|file| file.data.len() as u64).sum();
-        if total > MAX_FILES {
-            return refuse(format!(
-                "with {} the container's files exceed {MAX_FILES} bytes",
-                source.display()
-            ));
-        }
-        let path = format!("{base}/files/{}", volumes.files.len());
-        volumes.files.push(proto::File { path: path.clone(), ..file });
-        return Ok(path);
+    let metadata = fs::metadata(&source).map_err(cannot_read)?;
+    let file_type = metadata.file_type();
+    if let Some(device) = guest_device(&metadata) {
+        return Ok(device.to_owned());
     }
-    if file_type.is_dir() {
-        if !has("ro") && !has("rro") {
-            return refuse(format!(
-                "the host directory {} can't be mounted writable; mount it read-only (ro), or use a tmpfs",
-                source.display()
-            ));
-        }
-        let target = format!("{base}/binds/{}", volumes.packed.len());
-        volumes.packed.push(Packed { tree: Tree::Directory(source), target: target.clone() });
+    if !file_type.is_file() && !file_type.is_dir() {
+        let what = format!("{} is {}, which the guest can't reach", source.display(), kind(file_type));
+        return Err(SpecError::field(field, what));
+    }
+    let target = format!("{base}/binds/{}", volumes.count());
+    let file_system = statfs(&source).map_err(|e| cannot_read(e.into()))?;
+    if file_system.filesystem_type() == HUGETLBFS_MAGIC {
+        return Err(SpecError::field(field, "the guest has no huge pages"));
+    }
+    if file_system.filesystem_type() == TMPFS_MAGIC && is_memory_volume(&source) {
+        let size = file_system.blocks().saturating_mul(file_system.block_size().unsigned_abs());
+        let options = vec![
+            format!("size={size}"),
+            format!("mode={:o}", metadata.mode() & 0o7777),
+            format!("uid={}", metadata.uid()),
+            format!("gid={}", metadata.gid()),
+        ];
+        volumes.memory.push(MemoryVolume { source, options, target: target.clone() });
         return Ok(target);
     }
-    refuse(format!("{} is {}, which the guest can't reach", source.display(), kind(&source, file_type)))
+    let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
+    let read_only = match (has("rro"), has("ro")) {
+        (true, _) => ReadOnly::Recursive,
+        (_, true) => ReadOnly::Top,
+        _ => ReadOnly::No,
+    };
+    // Engines that name no option mean the usual one.
+    let recursive = has("rbind") || !has("bind");
+    volumes.shared.push(Volume { export: Export { source, read_only, recursive }, target: target.clone() });
+    Ok(target)
 }
 
-fn kind(path: &Path, file_type: fs::FileType) -> &'static str {
+/// The guest's own device, if it has one of that number.
+fn guest_device(metadata: &fs::Metadata) -> Option<&'static str> {
+    let number = (i64::from(libc::major(metadata.rdev())), i64::from(libc::minor(metadata.rdev())));
+    let same = |&(_, major, minor): &(&str, i64, i64)| number == (major, minor);
+    let device = GUEST_DEVICES.into_iter().find(same).filter(|_| metadata.file_type().is_char_device());
+    device.map(|(path, _, _)| path)
+}
+
+/// Whether a tmpfs is an emptyDir of medium Memory, which belongs to the pod alone.
+fn is_memory_volume(source: &Path) -> bool {
+    let path = source.to_string_lossy();
+    path.split_once(EMPTY_DIR).is_some_and(|(_, name)| !name.is_empty() && !name.contains('/'))
+}
+
+fn kind(file_type: fs::FileType) -> &'static str {
     match file_type {
         t if t.is_socket() => "a socket of the host",
         t if t.is_fifo() => "a FIFO of the host",
-        _ if path.starts_with("/dev") => "a device of the host",
-        _ => "a device",
+        _ => "a device of the host",
     }
-}
-
-/// A file with its owner and mode, unless it is larger than [`MAX_FILE`]. The guest gets a copy of its own: writes do not
-/// come back.
-fn read(path: &PathBuf, field: &str) -> Result<Option<proto::File>, SpecError> {
-    let cannot_read = |e| SpecError::Source { field: field.to_owned(), path: path.clone(), source: e };
-    // Nonblocking: what was a file a moment ago might be a FIFO now.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(cannot_read)?;
-    let metadata = file.metadata().map_err(cannot_read)?;
-    let mut data = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut data).map_err(cannot_read)?;
-    if data.len() as u64 > MAX_FILE {
-        return Ok(None);
-    }
-    Ok(Some(proto::File {
-        data,
-        mode: metadata.permissions().mode() & 0o7777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-        ..Default::default()
-    }))
 }

@@ -48,7 +48,7 @@ pub(super) struct Owner {
     commands: mpsc::UnboundedReceiver<Command>,
     ended: watch::Sender<Option<Ended>>,
     expected: Expected,
-    outgoing: VecDeque<(Request, Option<OwnedFd>)>,
+    outgoing: VecDeque<(Request, Vec<OwnedFd>)>,
     pending: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
     next_id: u64,
     reason: Option<ExitReason>,
@@ -116,15 +116,15 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Request { action, fd, reply } => self.request(action, fd, reply),
+            Command::Request { action, fds, reply } => self.request(action, fds, reply),
             Command::Kill(reason) => self.end(reason),
         }
     }
 
-    fn request(&mut self, action: Action, fd: Option<OwnedFd>, reply: oneshot::Sender<Result<Done, String>>) {
+    fn request(&mut self, action: Action, fds: Vec<OwnedFd>, reply: oneshot::Sender<Result<Done, String>>) {
         let id = self.next_id;
         self.next_id += 1;
-        self.outgoing.push_back((Request { id, action }, fd));
+        self.outgoing.push_back((Request { id, action }, fds));
         self.pending.insert(id, reply);
     }
 
@@ -208,10 +208,10 @@ async fn receive(socket: &AsyncFd<OwnedFd>, vmm: &Vmm) -> io::Result<Option<(Fro
 async fn send(
     socket: &AsyncFd<OwnedFd>,
     vmm: &Vmm,
-    packet: Option<&(Request, Option<OwnedFd>)>,
+    packet: Option<&(Request, Vec<OwnedFd>)>,
 ) -> io::Result<()> {
-    let Some((request, fd)) = packet else { return std::future::pending().await };
-    let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+    let Some((request, fds)) = packet else { return std::future::pending().await };
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     socket.async_io(Interest::WRITABLE, |_| vmm.send(request, &fds)).await
 }
 

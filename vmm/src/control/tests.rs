@@ -9,6 +9,7 @@ struct Fake {
     extents: u64,
     flushed: bool,
     taps: usize,
+    servers: usize,
     mib: u32,
 }
 
@@ -34,6 +35,13 @@ impl Nic for Fake {
     }
 }
 
+impl HostDirectories for Fake {
+    fn attach(&mut self, _channel: OwnedFd, _memory: File) -> Result<(), DeviceError> {
+        self.servers += 1;
+        Ok(())
+    }
+}
+
 impl Balloon for Fake {
     fn set_target(&mut self, mib: u32) {
         self.mib = mib;
@@ -53,8 +61,12 @@ impl Setup {
     fn new() -> Self {
         let (owner, channel) = Channel::pair().unwrap();
         let device = Arc::new(Mutex::new(Fake::default()));
-        let handles =
-            Handles { disk: Some(device.clone()), nics: vec![device.clone()], balloon: Some(device.clone()) };
+        let handles = Handles {
+            disk: Some(device.clone()),
+            nics: vec![device.clone()],
+            balloon: Some(device.clone()),
+            fs: Some(device.clone()),
+        };
         let ending = Ending::new().unwrap();
         let channel = Arc::new(channel);
         let outbox = Outbox::new(channel.clone());
@@ -86,8 +98,9 @@ fn requests_reach_their_device_and_are_answered() {
     assert_eq!(added, Ok(Done::ExtentAdded { start: 1, sectors: 0 }));
     assert_eq!(setup.ask(Action::AttachNic { nic: 0 }, &[null.as_fd()]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::SetBalloon { mib: 5 }, &[]), Ok(Done::Ok));
+    assert_eq!(setup.ask(Action::AttachFs, &[null.as_fd(), null.as_fd()]), Ok(Done::Ok));
     let device = setup.device.lock().unwrap();
-    assert_eq!((device.extents, device.taps, device.mib), (1, 1, 5));
+    assert_eq!((device.extents, device.taps, device.mib, device.servers), (1, 1, 5, 1));
 }
 
 #[test]
@@ -103,7 +116,7 @@ fn refusals_name_what_was_asked_and_why() {
         (
             Action::AddExtent { read_only: true },
             &[],
-            "can't add an extent to the image disk: the request has 0 file descriptors, it needs one",
+            "can't add an extent to the image disk: the request has 0 file descriptors, it needs 1",
         ),
         (
             Action::AttachNic { nic: 1 },
@@ -113,7 +126,12 @@ fn refusals_name_what_was_asked_and_why() {
         (
             Action::AttachNic { nic: 0 },
             &[null.as_fd(), null.as_fd()],
-            "can't attach network interface 0: the request has 2 file descriptors, it needs one",
+            "can't attach network interface 0: the request has 2 file descriptors, it needs 1",
+        ),
+        (
+            Action::AttachFs,
+            &[null.as_fd()],
+            "can't attach the fs server: the request has 1 file descriptors, it needs 2",
         ),
     ] {
         assert_eq!(setup.ask(action, fds), Err(text.to_owned()));

@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod fs;
 pub mod net;
 mod queue;
 pub mod rng;

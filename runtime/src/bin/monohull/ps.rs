@@ -133,6 +133,7 @@ mod tests {
             namespace: String::new(),
             owner,
             vmm,
+            fs_server: None,
             containers: Vec::new(),
             created_at: 1000,
             memory_mib: 512,

@@ -1,0 +1,54 @@
+//! `monohull-fs`: serves one pod's shared directories.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+use monohull_fs::jail;
+use monohull_fs::relay::Relay;
+
+const HELP: &str = "\
+monohull-fs DIRECTORY serves a pod's shared directories to its virtual machine. It is started by the containerd
+shim or by `monohull run`, which hand it a socket and a memory file as file descriptors 0 and 1; there is no
+other way to use it.
+
+  --version  print the version
+  --help     print this";
+
+fn main() -> ExitCode {
+    let argument = std::env::args_os().nth(1);
+    match argument.as_deref().and_then(|argument| argument.to_str()) {
+        Some("--version") => println!("monohull-fs {}", env!("CARGO_PKG_VERSION")),
+        Some("--help") => println!("{HELP}"),
+        Some(tree) if !tree.starts_with('-') => return serve(Path::new(tree)),
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn serve(tree: &Path) -> ExitCode {
+    let run = || {
+        jail::die_with_owner()?;
+        let channel = std::io::stdin().as_fd().try_clone_to_owned()?;
+        let memory = std::io::stdout().as_fd().try_clone_to_owned()?;
+        let relay = Relay::new(channel, memory)?;
+        relay.serve(jail::enter(tree)?)?;
+        Ok::<_, Box<dyn std::error::Error>>(())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = format!("monohull-fs: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                text.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}

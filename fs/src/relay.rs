@@ -1,0 +1,209 @@
+//! Answers the requests that the VMM relays, with `virtiofsd`'s file system.
+//!
+//! `virtiofsd` reads requests from virtqueues. Each thread has a queue of its own, in memory that is shared with nobody,
+//! whose descriptors point into the slots.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use monohull_fs_protocol::{self as protocol, MEMORY_SIZE, Reply, Request, SLOT_SIZE};
+use nix::sched::{CloneFlags, unshare};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
+use virtiofsd::server::Server;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::jail::Jail;
+
+type Memory = GuestMemoryMmap<BitmapMmapRegion>;
+type Region = GuestRegionMmap<BitmapMmapRegion>;
+
+/// Threads that serve: so many requests may wait for a disk, and others are still answered.
+const THREADS: usize = 4;
+/// Where a thread's queue is, after the slots.
+const QUEUE: u64 = MEMORY_SIZE;
+/// Size of its memory, a page.
+const QUEUE_MEMORY: usize = 4096;
+/// Its descriptor table, available ring and used ring (virtio 1.2 §2.7), of which the last is never used.
+const TABLE: GuestAddress = GuestAddress(QUEUE);
+const AVAIL: GuestAddress = GuestAddress(QUEUE + 1024);
+const AVAIL_INDEX: GuestAddress = GuestAddress(AVAIL.0 + 2);
+const USED: GuestAddress = GuestAddress(QUEUE + 2048);
+/// Descriptors: one for the request, one for the reply.
+const QUEUE_SIZE: u16 = 2;
+/// Flags of a descriptor.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// The relay can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// Descriptors that are not what they should be.
+    #[error("cannot use the relay's socket and memory")]
+    Setup(#[source] io::Error),
+    /// The file system can't be made.
+    #[error("cannot open the shared directories")]
+    FileSystem(#[source] io::Error),
+    /// A thread can't be had.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// The VMM broke the protocol.
+    #[error("the VMM broke the relay's protocol")]
+    Protocol,
+    /// The socket failed.
+    #[error("the relay's socket failed")]
+    Socket(#[source] io::Error),
+}
+
+/// A server before its jail: the socket, and the slots, mapped.
+pub struct Relay {
+    channel: OwnedFd,
+    slots: Arc<Region>,
+}
+
+/// What all threads share.
+struct Shared {
+    channel: OwnedFd,
+    slots: Arc<Region>,
+    server: Server<PassthroughFs>,
+}
+
+/// One thread's way to hand a slot to `virtiofsd`.
+struct Hand {
+    memory: Memory,
+    queue: Queue,
+    turn: u16,
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+impl Relay {
+    /// Takes the server's end of the socket and the memory file.
+    pub fn new(channel: OwnedFd, memory: OwnedFd) -> Result<Self, RelayError> {
+        protocol::check_memory(&memory).map_err(RelayError::Setup)?;
+        let size = usize::try_from(MEMORY_SIZE).map_err(|e| RelayError::Setup(io::Error::other(e)))?;
+        let slots = MmapRegion::from_file(FileOffset::new(File::from(memory), 0), size)
+            .map_err(|error| RelayError::Setup(io::Error::other(error)))?;
+        let slots = region(slots, GuestAddress(0)).map_err(RelayError::Setup)?;
+        Ok(Self { channel, slots })
+    }
+
+    /// Serves the directory `/` until the VMM closes the socket.
+    pub fn serve(self, jail: Jail) -> Result<(), RelayError> {
+        let files = PassthroughFs::new(config(jail)).map_err(RelayError::FileSystem)?;
+        let shared =
+            Arc::new(Shared { channel: self.channel, slots: self.slots, server: Server::new(files) });
+        let mut threads = Vec::new();
+        for number in 1..THREADS {
+            let shared = shared.clone();
+            let thread = std::thread::Builder::new().name(format!("serve {number}"));
+            threads.push(thread.spawn(move || shared.serve()).map_err(RelayError::Thread)?);
+        }
+        let mut result = shared.serve();
+        for thread in threads {
+            result = result.and(thread.join().unwrap_or(Err(RelayError::Protocol)));
+        }
+        result
+    }
+}
+
+/// How the guest sees the files: as the host does at that moment. It may cache what it reads, but asks at every use
+/// whether that is still true.
+fn config(jail: Jail) -> Config {
+    Config {
+        entry_timeout: Duration::ZERO,
+        attr_timeout: Duration::ZERO,
+        cache_policy: CachePolicy::Auto,
+        root_dir: "/".into(),
+        xattr: true,
+        proc_sfd_rawfd: Some(jail.descriptors),
+        announce_submounts: true,
+        // Attributes that come with directory entries would be stale at once.
+        readdirplus: false,
+        killpriv_v2: true,
+        guest_fd_limit: jail.files,
+        ..Config::default()
+    }
+}
+
+fn region(mapping: MmapRegion<BitmapMmapRegion>, at: GuestAddress) -> io::Result<Arc<Region>> {
+    Region::new(mapping, at).map(Arc::new).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+impl Shared {
+    /// Serves until the socket ends, and ends it when this thread can't go on.
+    fn serve(&self) -> Result<(), RelayError> {
+        let served = self.serve_requests();
+        if served.is_err() {
+            protocol::shut_down(&self.channel);
+        }
+        served
+    }
+
+    fn serve_requests(&self) -> Result<(), RelayError> {
+        // Extended attributes are reached through the working directory, which must be the thread's own.
+        unshare(CloneFlags::CLONE_FS).map_err(|error| RelayError::Thread(error.into()))?;
+        let mut hand = Hand::new(self.slots.clone()).map_err(RelayError::Thread)?;
+        while let Some(request) =
+            protocol::receive::<Request>(self.channel.as_fd()).map_err(RelayError::Socket)?
+        {
+            if !request.is_valid() {
+                return Err(RelayError::Protocol);
+            }
+            let length = hand.answer(&self.server, request).unwrap_or(0);
+            match protocol::send(self.channel.as_fd(), &Reply { slot: request.slot, length }) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(RelayError::Socket(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Hand {
+    fn new(slots: Arc<Region>) -> io::Result<Self> {
+        let own = MmapRegion::new(QUEUE_MEMORY).map_err(io::Error::other)?;
+        let memory = Memory::from_arc_regions(vec![slots, region(own, TABLE)?]).map_err(io::Error::other)?;
+        let mut queue = Queue::new(QUEUE_SIZE).map_err(io::Error::other)?;
+        queue.try_set_desc_table_address(TABLE).map_err(io::Error::other)?;
+        queue.try_set_avail_ring_address(AVAIL).map_err(io::Error::other)?;
+        queue.try_set_used_ring_address(USED).map_err(io::Error::other)?;
+        queue.set_ready(true);
+        Ok(Self { memory, queue, turn: 0 })
+    }
+
+    /// Has a request answered. Returns the length of the reply; nothing if the request makes no sense.
+    fn answer(&mut self, server: &Server<PassthroughFs>, request: Request) -> Option<u32> {
+        let slot = u64::from(request.slot) * u64::from(SLOT_SIZE);
+        let reply = slot + u64::from(protocol::reply_offset(request.length));
+        self.describe(0, slot, request.length, if request.room > 0 { NEXT } else { 0 })?;
+        self.describe(1, reply, request.room, WRITE)?;
+        self.turn = self.turn.wrapping_add(1);
+        self.memory.write_obj(self.turn, AVAIL_INDEX).ok()?;
+        let chain = self.queue.iter(&self.memory).ok()?.next()?;
+        let reader = Reader::new(&self.memory, chain.clone()).ok()?;
+        let writer = Writer::new(&self.memory, chain).ok()?;
+        let length = server.handle_message(reader, writer, None::<&mut ()>).ok()?;
+        u32::try_from(length).ok()
+    }
+
+    /// Writes a descriptor. The entries of the available ring are never written: they are all zero, as is the index of
+    /// the first descriptor.
+    fn describe(&self, index: u64, address: u64, length: u32, flags: u16) -> Option<()> {
+        let at = |offset: u64| GuestAddress(QUEUE + 16 * index + offset);
+        self.memory.write_obj(address, at(0)).ok()?;
+        self.memory.write_obj(length, at(8)).ok()?;
+        self.memory.write_obj(flags, at(12)).ok()?;
+        self.memory.write_obj(1_u16, at(14)).ok()
+    }
+}

@@ -1,0 +1,322 @@
+//! The real `monohull-fs`, asked over the relay's protocol. Needs root: each test mounts in a namespace of its own.
+
+// A failure of the test itself should stop it, also outside of the test functions.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use monohull_fs_protocol::{self as protocol, Reply, Request, SLOT_SIZE};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Operations (linux/fuse.h).
+const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
+const SYMLINK: u32 = 6;
+const READLINK: u32 = 5;
+const MKNOD: u32 = 8;
+const MKDIR: u32 = 9;
+const UNLINK: u32 = 10;
+const RENAME: u32 = 12;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const SETXATTR: u32 = 21;
+const GETXATTR: u32 = 22;
+const INIT: u32 = 26;
+
+const ROOT: u64 = 1;
+const READ_WRITE: i32 = 2;
+
+/// A guest's kernel and its VMM.
+struct Client {
+    channel: OwnedFd,
+    memory: File,
+    server: Child,
+    directory: tempfile::TempDir,
+    ids: (u32, u32),
+}
+
+/// Runs a test with a server whose root has an export `rw` and one, `ro`, of the same directory.
+fn with_server(test: impl FnOnce(&mut Client) + Send + 'static) {
+    // A thread of its own: its mount namespace goes with it.
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("this test needs root");
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("tree");
+        fs::create_dir(directory.path().join("data")).unwrap();
+        fs::create_dir(&tree).unwrap();
+        mount(Some("tree"), &tree, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        mount(none, &tree, none, MsFlags::MS_SHARED, none).unwrap();
+        let data = directory.path().join("data");
+        export(&data, &tree, "rw");
+        let (channel, theirs) = protocol::channel().unwrap();
+        let memory = protocol::memory().unwrap();
+        let server = Command::new(env!("CARGO_BIN_EXE_monohull-fs"))
+            .arg(&tree)
+            .stdin(theirs)
+            .stdout(memory.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let mut client = Client { channel, memory: memory.into(), server, directory, ids: (0, 0) };
+        let mut init = Vec::new();
+        for number in [7_u32, 31, 0x20000, 1 << 27 | 1 << 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] {
+            init.extend(number.to_le_bytes());
+        }
+        let reply = client.ask(INIT, 0, &init, 64).expect("INIT");
+        assert_eq!(reply[..4], 7_u32.to_le_bytes());
+        // While the server runs.
+        export(&data, &tree, "ro");
+        let options = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, &tree.join("ro"), none, options, none).unwrap();
+        test(&mut client);
+        drop(client.channel);
+        assert!(client.server.wait().unwrap().success(), "it ends with its socket");
+    })
+    .join()
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn export(source: &Path, tree: &Path, name: &str) {
+    let none: Option<&str> = None;
+    fs::create_dir(tree.join(name)).unwrap();
+    mount(Some(source), &tree.join(name), none, MsFlags::MS_BIND, none).unwrap();
+}
+
+/// A reply without its header, or its error number.
+type Answer = Result<Vec<u8>, i32>;
+
+impl Client {
+    fn data(&self, name: &str) -> PathBuf {
+        self.directory.path().join("data").join(name)
+    }
+
+    /// Sends a request in slot 0, as the user `ids`.
+    fn ask(&mut self, operation: u32, node: u64, arguments: &[u8], room: u32) -> Answer {
+        let length = 40 + arguments.len() as u32;
+        let mut request = Vec::new();
+        request.extend(length.to_le_bytes());
+        request.extend(operation.to_le_bytes());
+        request.extend(77_u64.to_le_bytes());
+        request.extend(node.to_le_bytes());
+        request.extend(self.ids.0.to_le_bytes());
+        request.extend(self.ids.1.to_le_bytes());
+        request.extend([0; 8]);
+        request.extend(arguments);
+        self.relay(&request, 16 + room)
+    }
+
+    fn relay(&mut self, request: &[u8], room: u32) -> Answer {
+        self.memory.write_all_at(request, 0).unwrap();
+        let length = request.len() as u32;
+        protocol::send(&self.channel, &Request { slot: 0, length, room }).unwrap();
+        let reply: Reply = protocol::receive(&self.channel).unwrap().expect("the server is there");
+        assert_eq!(reply.slot, 0);
+        let mut bytes = vec![0; reply.length as usize];
+        self.memory.read_exact_at(&mut bytes, protocol::reply_offset(length).into()).unwrap();
+        if bytes.is_empty() {
+            return Err(0);
+        }
+        assert_eq!(bytes[8..16], 77_u64.to_le_bytes());
+        match i32::from_le_bytes(bytes[4..8].try_into().unwrap()) {
+            0 => Ok(bytes.split_off(16)),
+            error => Err(-error),
+        }
+    }
+
+    /// The node of a name, and its attributes: size and mode.
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<(u64, u64, u32), i32> {
+        let entry = self.ask(LOOKUP, parent, &string(name), 128)?;
+        let number = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+        let mode = u32::from_le_bytes(entry[40 + 60..40 + 64].try_into().unwrap());
+        Ok((number(0), number(40 + 8), mode))
+    }
+
+    fn walk(&mut self, path: &str) -> Result<u64, i32> {
+        path.split('/').try_fold(ROOT, |node, name| Ok(self.lookup(node, name)?.0))
+    }
+
+    fn mkdir(&mut self, parent: u64, name: &str, mode: u32) -> Answer {
+        self.ask(MKDIR, parent, &[&mode.to_le_bytes()[..], &[0; 4], &string(name)].concat(), 128)
+    }
+
+    fn mknod(&mut self, parent: u64, name: &str, mode: u32) -> Answer {
+        self.ask(MKNOD, parent, &[&mode.to_le_bytes()[..], &[0; 12], &string(name)].concat(), 128)
+    }
+
+    fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
+        let reply = self.ask(OPEN, node, &[&flags.to_le_bytes()[..], &[0; 4]].concat(), 16)?;
+        Ok(u64::from_le_bytes(reply[..8].try_into().unwrap()))
+    }
+
+    fn write(&mut self, node: u64, handle: u64, data: &[u8]) -> Answer {
+        let mut arguments = Vec::new();
+        arguments.extend(handle.to_le_bytes());
+        arguments.extend(0_u64.to_le_bytes());
+        arguments.extend((data.len() as u32).to_le_bytes());
+        arguments.extend([0; 20]);
+        arguments.extend(data);
+        self.ask(WRITE, node, &arguments, 8)
+    }
+
+    fn read(&mut self, node: u64, handle: u64, size: u32) -> Answer {
+        let mut arguments = Vec::new();
+        arguments.extend(handle.to_le_bytes());
+        arguments.extend(0_u64.to_le_bytes());
+        arguments.extend(size.to_le_bytes());
+        arguments.extend([0; 20]);
+        self.ask(READ, node, &arguments, size)
+    }
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+#[test]
+fn what_the_host_writes_the_guest_reads_and_the_other_way_round() {
+    with_server(|client| {
+        let rw = client.walk("rw").unwrap();
+        fs::write(client.data("a"), "from the host").unwrap();
+        let (a, size, _) = client.lookup(rw, "a").unwrap();
+        assert_eq!(size, 13);
+        let handle = client.open(a, READ_WRITE).unwrap();
+        assert_eq!(client.read(a, handle, 4096).unwrap(), b"from the host");
+        client.write(a, handle, b"by the guest!").unwrap();
+        assert_eq!(fs::read(client.data("a")).unwrap(), b"by the guest!");
+        let large: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+        client.write(a, handle, &large).unwrap();
+        assert_eq!(client.read(a, handle, 240 << 10).unwrap(), large);
+        assert_eq!(client.lookup(rw, "none"), Err(2));
+        assert_eq!(client.ask(FORGET, a, &1_u64.to_le_bytes(), 0), Err(0), "no reply");
+    });
+}
+
+#[test]
+fn a_read_only_export_refuses_whatever_would_change_it() {
+    with_server(|client| {
+        fs::write(client.data("a"), "x").unwrap();
+        let ro = client.walk("ro").unwrap();
+        let a = client.lookup(ro, "a").unwrap().0;
+        assert_eq!(client.open(a, 0).map(drop), Ok(()));
+        assert_eq!(client.open(a, READ_WRITE), Err(30));
+        assert_eq!(client.mkdir(ro, "d", 0o755), Err(30));
+        assert_eq!(client.mknod(ro, "f", 0o100_644), Err(30));
+        assert_eq!(client.ask(UNLINK, ro, &string("a"), 0), Err(30));
+        let rename = [&ro.to_le_bytes()[..], &string("a"), &string("b")].concat();
+        assert_eq!(client.ask(RENAME, ro, &rename, 0), Err(30));
+        let xattr = [&1_u32.to_le_bytes()[..], &0_u32.to_le_bytes(), b"user.x\0v"].concat();
+        assert_eq!(client.ask(SETXATTR, a, &xattr, 0), Err(30));
+        assert_eq!(fs::read(client.data("a")).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn the_root_is_not_the_guests_and_nothing_is_above_it() {
+    with_server(|client| {
+        assert_eq!(client.mkdir(ROOT, "x", 0o755), Err(30));
+        let above = client.lookup(ROOT, "..");
+        assert!(above.is_err() || above.unwrap().0 == ROOT);
+        let rw = client.walk("rw").unwrap();
+        // A name has no slash, and is no way out of an export.
+        assert!(client.lookup(rw, "../../etc").is_err());
+        assert!(client.lookup(rw, "/etc").is_err());
+        let parent = client.lookup(rw, "..");
+        assert!(parent.is_err() || client.lookup(parent.unwrap().0, "etc").is_err());
+    });
+}
+
+#[test]
+fn symbolic_links_are_the_guests_to_follow() {
+    with_server(|client| {
+        symlink("/etc/passwd", client.data("link")).unwrap();
+        let rw = client.walk("rw").unwrap();
+        let (link, _, mode) = client.lookup(rw, "link").unwrap();
+        assert_eq!(mode & 0o170_000, 0o120_000);
+        assert_eq!(client.ask(READLINK, link, &[], 4096).unwrap(), b"/etc/passwd");
+        assert!(client.open(link, 0).is_err());
+        client.ask(SYMLINK, rw, b"out\0../../..\0", 128).unwrap();
+        let out = client.lookup(rw, "out").unwrap().0;
+        assert_eq!(client.lookup(out, "etc"), Err(20), "a link is no directory");
+    });
+}
+
+#[test]
+fn files_get_the_owner_and_mode_of_who_makes_them() {
+    with_server(|client| {
+        fs::set_permissions(client.data(""), fs::Permissions::from_mode(0o777)).unwrap();
+        let rw = client.walk("rw").unwrap();
+        client.ids = (1000, 1001);
+        client.mkdir(rw, "d", 0o2775).unwrap();
+        client.mknod(rw, "f", 0o100_666).unwrap();
+        let (d, f) = (fs::metadata(client.data("d")).unwrap(), fs::metadata(client.data("f")).unwrap());
+        assert_eq!((d.uid(), d.gid(), d.mode() & 0o7777), (1000, 1001, 0o2775));
+        assert_eq!((f.uid(), f.gid(), f.mode() & 0o7777), (1000, 1001, 0o666));
+        client.ids = (0, 0);
+        client.mknod(rw, "device", 0o020_600).unwrap();
+        let device = client.lookup(rw, "device").unwrap().0;
+        assert!(client.open(device, 0).is_err(), "a device of the host is never opened");
+    });
+}
+
+#[test]
+fn renames_replace_and_extended_attributes_stay() {
+    with_server(|client| {
+        fs::write(client.data("a"), "a").unwrap();
+        fs::write(client.data("b"), "b").unwrap();
+        let rw = client.walk("rw").unwrap();
+        let a = client.lookup(rw, "a").unwrap().0;
+        let xattr = [&5_u32.to_le_bytes()[..], &0_u32.to_le_bytes(), b"user.x\0value"].concat();
+        client.ask(SETXATTR, a, &xattr, 0).unwrap();
+        let rename = [&rw.to_le_bytes()[..], &string("a"), &string("b")].concat();
+        client.ask(RENAME, rw, &rename, 0).unwrap();
+        assert_eq!(fs::read(client.data("b")).unwrap(), b"a");
+        assert_eq!(client.lookup(rw, "a"), Err(2));
+        let b = client.lookup(rw, "b").unwrap().0;
+        assert_eq!(b, a, "the same file");
+        let get = [&64_u32.to_le_bytes()[..], &[0; 4], b"user.x\0"].concat();
+        assert_eq!(client.ask(GETXATTR, b, &get, 64).unwrap(), b"value");
+    });
+}
+
+#[test]
+fn requests_that_make_no_sense_get_an_error_or_nothing() {
+    with_server(|client| {
+        assert_eq!(client.ask(9999, ROOT, &[], 64), Err(38));
+        assert_eq!(client.ask(GETATTR, 424_242, &[0; 16], 128), Err(9));
+        assert_eq!(client.ask(LOOKUP, ROOT, b"no end", 128), Err(0));
+        assert_eq!(client.ask(READ, ROOT, &[0; 3], 128), Err(0));
+        assert_eq!(client.relay(&[0; 12], 64), Err(0));
+        let rw = client.walk("rw");
+        assert!(rw.is_ok(), "and the server goes on");
+    });
+}
+
+#[test]
+fn a_vmm_that_breaks_the_protocol_ends_the_server() {
+    let (channel, theirs) = protocol::channel().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let memory = protocol::memory().unwrap();
+    let ended = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("this test needs root");
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("tree"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_monohull-fs"));
+        let server = command.arg(&path).stdin(theirs).stdout(memory).stderr(std::process::Stdio::null());
+        let mut server = server.spawn().unwrap();
+        protocol::send(&channel, &Request { slot: 3, length: SLOT_SIZE, room: 64 }).unwrap();
+        let status = server.wait().unwrap();
+        drop(channel);
+        status
+    });
+    assert!(!ended.join().unwrap().success());
+}

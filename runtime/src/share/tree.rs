@@ -1,0 +1,91 @@
+//! The tree of exports, in the mount namespace of the calling thread.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use super::{Export, ReadOnly, ShareError};
+use crate::sys;
+
+/// What a tree needs for its own: the mount points of the exports. They are empty.
+const TREE_OPTIONS: &str = "mode=755,size=1m";
+
+/// See the module. Belongs to the thread that made it.
+pub(super) struct Tree {
+    path: PathBuf,
+    next: u64,
+}
+
+impl Tree {
+    /// Gives the calling thread, which must end with the pod, a mount namespace with an empty tree on `path`, and starts
+    /// the server in it. The server dies with the thread.
+    pub(super) fn start(
+        path: PathBuf,
+        program: &Path,
+        channel: OwnedFd,
+        memory: OwnedFd,
+    ) -> Result<(Self, Child), ShareError> {
+        isolate(&path).map_err(ShareError::set_up("make a mount namespace"))?;
+        let mut command = Command::new(program);
+        command.arg(&path).env_clear().current_dir("/").stdin(channel).stdout(memory);
+        let child = command.spawn().map_err(|error| ShareError::Start(program.to_owned(), error))?;
+        Ok((Self { path, next: 0 }, child))
+    }
+
+    /// Mounts a source into the tree. Returns its name there.
+    pub(super) fn add(&mut self, export: &Export) -> io::Result<String> {
+        let name = self.next.to_string();
+        let target = self.path.join(&name);
+        // Made detached: what is mounted in the tree reaches the server at once, as it is.
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, export.recursive);
+        let mounted = open_tree(CWD, &export.source, flags)?;
+        match export.read_only {
+            ReadOnly::No => {}
+            ReadOnly::Top => sys::make_read_only(mounted.as_fd(), false)?,
+            ReadOnly::Recursive => sys::make_read_only(mounted.as_fd(), true)?,
+        }
+        let is_directory =
+            rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
+        if is_directory {
+            fs::DirBuilder::new().mode(0o755).create(&target)?;
+        } else {
+            File::create_new(&target)?;
+        }
+        self.next += 1;
+        let moved = move_mount(&mounted, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        if let Err(error) = moved {
+            self.remove(&name);
+            return Err(error.into());
+        }
+        Ok(name)
+    }
+
+    /// Unmounts an export. What the guest still has open of it stays with the server until it is closed.
+    pub(super) fn remove(&mut self, name: &str) {
+        let target = self.path.join(name);
+        // Each fails where there is nothing to do. A mount point that is in use can't be removed, nor can what is in it.
+        let _ = umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = fs::remove_dir(&target).or_else(|_| fs::remove_file(&target));
+    }
+}
+
+/// A mount namespace that hears of the host's mounts and tells it nothing, with an empty tree on `path` whose mounts are
+/// passed on to the namespaces of child processes.
+fn isolate(path: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("shared"), path, Some("tmpfs"), flags, Some(TREE_OPTIONS))?;
+    mount(none, path, none, MsFlags::MS_SHARED, none)?;
+    Ok(())
+}
