@@ -4,5 +4,6 @@
 //! What it serves is a tree of *exports*, mounts that the pod's owner makes below one directory while the server runs and
 //! that reach its mount namespace by propagation. The server itself mounts nothing: [`jail::enter`] leaves it no right to.
 
+pub mod cache;
 pub mod jail;
 pub mod relay;

@@ -18,6 +18,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::server::Server;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::cache::{Cache, Exchange};
 use crate::jail::Jail;
 
 type Memory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -71,6 +72,7 @@ struct Shared {
     channel: OwnedFd,
     slots: Arc<Region>,
     server: Server<PassthroughFs>,
+    cache: Cache,
 }
 
 /// One thread's way to hand a slot to `virtiofsd`.
@@ -100,8 +102,12 @@ impl Relay {
     /// Serves the directory `/` until the VMM closes the socket.
     pub fn serve(self, jail: Jail) -> Result<(), RelayError> {
         let files = PassthroughFs::new(config(jail)).map_err(RelayError::FileSystem)?;
-        let shared =
-            Arc::new(Shared { channel: self.channel, slots: self.slots, server: Server::new(files) });
+        let shared = Arc::new(Shared {
+            channel: self.channel,
+            slots: self.slots,
+            server: Server::new(files),
+            cache: Cache::default(),
+        });
         let mut threads = Vec::new();
         for number in 1..THREADS {
             let shared = shared.clone();
@@ -160,6 +166,7 @@ impl Shared {
                 return Err(RelayError::Protocol);
             }
             let length = hand.answer(&self.server, request).unwrap_or(0);
+            self.cache.pass(&Answered { memory: &hand.memory, request, length });
             match protocol::send(self.channel.as_fd(), &Reply { slot: request.slot, length }) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -168,6 +175,51 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// A request that has been answered.
+struct Answered<'a> {
+    memory: &'a Memory,
+    request: Request,
+    length: u32,
+}
+
+impl Answered<'_> {
+    fn at(&self, offset: u32) -> GuestAddress {
+        GuestAddress(u64::from(self.request.slot) * u64::from(SLOT_SIZE) + u64::from(offset))
+    }
+}
+
+impl Exchange for Answered<'_> {
+    fn request<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        within(self.request.length, offset, N)?;
+        let mut bytes = [0; N];
+        self.memory.read_slice(&mut bytes, self.at(offset)).ok()?;
+        Some(bytes)
+    }
+
+    fn reply<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        within(self.length, offset, N)?;
+        let mut bytes = [0; N];
+        self.memory
+            .read_slice(&mut bytes, self.at(protocol::reply_offset(self.request.length) + offset))
+            .ok()?;
+        Some(bytes)
+    }
+
+    fn change(&self, offset: u32, bytes: &[u8]) {
+        if within(self.length, offset, bytes.len()).is_some() {
+            let at = self.at(protocol::reply_offset(self.request.length) + offset);
+            // The slot is mapped: this does not fail.
+            let _ = self.memory.write_slice(bytes, at);
+        }
+    }
+}
+
+/// Whether `count` bytes at `offset` end within `length`.
+fn within(length: u32, offset: u32, count: usize) -> Option<()> {
+    let end = offset.checked_add(u32::try_from(count).ok()?)?;
+    (end <= length).then_some(())
 }
 
 impl Hand {

@@ -73,15 +73,24 @@ fn with_server(test: impl FnOnce(&mut Client) + Send + 'static) {
         let reply = client.ask(INIT, 0, &init, 64).expect("INIT");
         assert_eq!(reply[..4], 7_u32.to_le_bytes());
         // While the server runs.
-        export(&data, &tree, "ro");
-        let options = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, &tree.join("ro"), none, options, none).unwrap();
+        let read_only = directory_read_only(&client.directory.path().join("stage"), &data);
+        export(&read_only, &tree, "ro");
         test(&mut client);
         drop(client.channel);
         assert!(client.server.wait().unwrap().success(), "it ends with its socket");
     })
     .join()
     .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Mounts `source` read-only on a new directory. A mount that is made read-only in the tree would not be so elsewhere.
+fn directory_read_only(stage: &Path, source: &Path) -> PathBuf {
+    let none: Option<&str> = None;
+    fs::create_dir(stage).unwrap();
+    mount(Some(source), stage, none, MsFlags::MS_BIND, none).unwrap();
+    let options = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, stage, none, options, none).unwrap();
+    stage.to_owned()
 }
 
 fn export(source: &Path, tree: &Path, name: &str) {
@@ -254,10 +263,10 @@ fn files_get_the_owner_and_mode_of_who_makes_them() {
         fs::set_permissions(client.data(""), fs::Permissions::from_mode(0o777)).unwrap();
         let rw = client.walk("rw").unwrap();
         client.ids = (1000, 1001);
-        client.mkdir(rw, "d", 0o2775).unwrap();
+        client.mkdir(rw, "d", 0o1775).unwrap();
         client.mknod(rw, "f", 0o100_666).unwrap();
         let (d, f) = (fs::metadata(client.data("d")).unwrap(), fs::metadata(client.data("f")).unwrap());
-        assert_eq!((d.uid(), d.gid(), d.mode() & 0o7777), (1000, 1001, 0o2775));
+        assert_eq!((d.uid(), d.gid(), d.mode() & 0o7777), (1000, 1001, 0o1775));
         assert_eq!((f.uid(), f.gid(), f.mode() & 0o7777), (1000, 1001, 0o666));
         client.ids = (0, 0);
         client.mknod(rw, "device", 0o020_600).unwrap();

@@ -66,6 +66,8 @@ pub struct PodConfig {
     pub sysctls: std::collections::HashMap<String, String>,
     /// The PID namespace that containers share is one of the pod's own. False: that of its first container.
     pub own_pids: bool,
+    /// Size limit in bytes of the pod's shared memory (`/dev/shm`); 0 means the usual 64 MiB. See [`spec::shm_bytes`].
+    pub shm_bytes: u64,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -373,6 +375,7 @@ fn sandbox_request(
         network: MessageField::some(network),
         cpus: config.cpus.into(),
         own_pid_namespace: config.own_pids,
+        shm_bytes: config.shm_bytes,
         ..Default::default()
     })
 }

@@ -113,6 +113,12 @@ pub(crate) fn names_host_files(spec: &oci::Spec) -> bool {
     spec.mounts().iter().flatten().any(mounts::is_of_host)
 }
 
+/// Size limit in bytes of the shared memory that an engine has made for the pod and binds into its container; 0 if it has
+/// not.
+pub fn shm_bytes(spec: &oci::Spec) -> u64 {
+    spec.mounts().iter().flatten().find_map(mounts::shm_bytes).unwrap_or(0)
+}
+
 /// A process for the guest: checked, and without what concerns the host's security modules and CPUs.
 pub(crate) fn exec_process(process: &oci::Process) -> Result<oci::Process, SpecError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {

@@ -21,6 +21,7 @@ use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Size;
+use monohull_runtime::spec;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
 use monohull_vmm::api::ExitReason;
@@ -493,6 +494,7 @@ fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) 
         cpus: size.cpus,
         hostname: spec.hostname().clone().unwrap_or_default(),
         sysctls: spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
+        shm_bytes: spec::shm_bytes(spec),
         network: namespaces::has_network(spec),
         console: None,
         timeline: info.timeline.clone(),

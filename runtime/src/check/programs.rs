@@ -22,7 +22,8 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
     let containerd = find("containerd");
     let mut findings = vec![
         Finding::ok("monohull", format!("version {VERSION}")),
-        vmm(&settings.vmm),
+        part("vmm", &settings.vmm, "install Monohull again, or set vmm in the settings"),
+        part("fs server", &settings.fs_server, "install Monohull again, or set fs_server in the settings"),
         data("guest kernel", &settings.kernel, "kernel", "an ELF vmlinux for x86-64", is_vmlinux),
         data("initramfs", &settings.initramfs, "initramfs", "an uncompressed cpio archive", |head| {
             head.starts_with(CPIO)
@@ -35,12 +36,11 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn vmm(path: &Path) -> Finding {
-    let fix = "install Monohull again, or set vmm in the settings";
+fn part(check: &'static str, path: &Path, fix: &str) -> Finding {
     if !is_program(path) {
-        return Finding::problem("vmm", format!("{} is no program", path.display()), fix);
+        return Finding::problem(check, format!("{} is no program", path.display()), fix);
     }
-    same_version("vmm", path, first_lines(path, "--version"))
+    same_version(check, path, first_lines(path, "--version"))
 }
 
 fn shim(path: Option<&Path>, containerd: bool) -> Finding {

@@ -20,6 +20,7 @@ fn pod_config(host: &Host) -> PodConfig {
         cpus: 2,
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),
+        shm_bytes: 0,
         network: false,
         console: None,
         timeline: Timeline::new(),

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
 use super::{GUEST_DEVICES, MemoryVolume, SpecError, Volume, Volumes};
@@ -14,8 +14,9 @@ use crate::share::{Export, ReadOnly};
 const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
+const SHM: &str = "/dev/shm";
 /// Host directories of which the guest has its own: a bind mount of one means the pod's.
-const GUEST_DIRECTORIES: [&str; 3] = ["/dev/shm", "/dev/mqueue", "/sys/fs/cgroup"];
+const GUEST_DIRECTORIES: [&str; 3] = [SHM, "/dev/mqueue", "/sys/fs/cgroup"];
 /// Mounts in the guest propagate nowhere.
 const PROPAGATION: [&str; 8] =
     ["shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
@@ -84,9 +85,8 @@ fn bind(
         return Err(SpecError::field(field, "the guest has no huge pages"));
     }
     if file_system.filesystem_type() == TMPFS_MAGIC && is_memory_volume(&source) {
-        let size = file_system.blocks().saturating_mul(file_system.block_size().unsigned_abs());
         let options = vec![
-            format!("size={size}"),
+            format!("size={}", size(&file_system)),
             format!("mode={:o}", metadata.mode() & 0o7777),
             format!("uid={}", metadata.uid()),
             format!("gid={}", metadata.gid()),
@@ -104,6 +104,19 @@ fn bind(
     let recursive = has("rbind") || !has("bind");
     volumes.shared.push(Volume { export: Export { source, read_only, recursive }, target: target.clone() });
     Ok(target)
+}
+
+/// The size of the host's tmpfs that a mount would put on `/dev/shm`.
+pub(super) fn shm_bytes(mount: &oci::Mount) -> Option<u64> {
+    if mount.destination() != Path::new(SHM) || !is_bind(mount) {
+        return None;
+    }
+    let file_system = statfs(mount.source().as_deref()?).ok()?;
+    (file_system.filesystem_type() == TMPFS_MAGIC).then(|| size(&file_system))
+}
+
+fn size(file_system: &Statfs) -> u64 {
+    file_system.blocks().saturating_mul(file_system.block_size().unsigned_abs())
 }
 
 /// The guest's own device, if it has one of that number.

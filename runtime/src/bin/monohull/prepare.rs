@@ -72,6 +72,7 @@ pub(crate) fn session(
         cpus: arguments.cpus.unwrap_or(size.cpus),
         hostname,
         sysctls: std::collections::HashMap::new(),
+        shm_bytes: 0,
         network: false,
         console: arguments.console.clone(),
         timeline,

@@ -13,7 +13,7 @@ pub fn run(bytes: &[u8]) {
     let (channel, server) = protocol::channel().unwrap();
     let mut device = Fs::new().unwrap();
     let mut input = Input::new(bytes);
-    if input.u8() % 8 != 0 {
+    if !input.u8().is_multiple_of(8) {
         device.attach(channel, protocol::memory().unwrap().into()).unwrap();
     }
     let mut server = Some(server);

@@ -1,0 +1,223 @@
+//! What the guest may keep in its cache.
+//!
+//! By default it asks at every use whether what it has is still true, because the host changes files, too. That is a
+//! round trip for each component of a path. The files of a container's root are changed by its own guest alone: for them
+//! the replies that `virtiofsd` has written are given a longer life.
+
+use std::collections::HashSet;
+use std::sync::{PoisonError, RwLock};
+
+/// The name of an export that only the guest changes begins with this.
+pub const PRIVATE: u8 = b'r';
+/// For how many seconds the guest may believe what it knows of such a file. The host changes one rarely (`cp` into a
+/// container), and then the guest sees it that much later.
+const LIFE: u64 = 5;
+/// The node of the tree of exports (`FUSE_ROOT_ID`).
+const ROOT: u64 = 1;
+
+/// Operations, structures and flags of linux/fuse.h.
+mod fuse {
+    pub(super) const LOOKUP: u32 = 1;
+    pub(super) const FORGET: u32 = 2;
+    pub(super) const GETATTR: u32 = 3;
+    pub(super) const SETATTR: u32 = 4;
+    pub(super) const SYMLINK: u32 = 6;
+    pub(super) const MKNOD: u32 = 8;
+    pub(super) const MKDIR: u32 = 9;
+    pub(super) const LINK: u32 = 13;
+    pub(super) const OPEN: u32 = 14;
+    pub(super) const OPENDIR: u32 = 27;
+    pub(super) const CREATE: u32 = 35;
+    pub(super) const BATCH_FORGET: u32 = 42;
+    /// `fuse_out_header`: length, error, unique.
+    pub(super) const OUT_HEADER: u32 = 16;
+    /// `fuse_entry_out`: where in it entry_valid and attr_valid are, and its length.
+    pub(super) const ENTRY_VALID: u32 = 16;
+    pub(super) const ENTRY_ATTR_VALID: u32 = 24;
+    pub(super) const ENTRY_OUT: u32 = 128;
+    /// `fuse_open_out`: where open_flags is.
+    pub(super) const OPEN_FLAGS: u32 = 8;
+    /// Opening the file does not empty its cache; nor the directory's.
+    pub(super) const KEEP_CACHE: u32 = 1 << 1;
+    pub(super) const CACHE_DIR: u32 = 1 << 3;
+}
+
+/// A request and its reply, in a slot.
+pub trait Exchange {
+    /// A number of the request, `offset` bytes from its beginning.
+    fn request<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// A number of the reply.
+    fn reply<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Changes the reply.
+    fn change(&self, offset: u32, bytes: &[u8]);
+}
+
+/// The nodes that only the guest changes.
+#[derive(Debug, Default)]
+pub struct Cache {
+    nodes: RwLock<HashSet<u64>>,
+}
+
+impl Cache {
+    /// Looks at an answered request, and gives its reply the life it may have.
+    ///
+    /// What it gets wrong, because the guest or VMM changes the slot meanwhile, harms that guest's own view alone.
+    pub fn pass(&self, exchange: &impl Exchange) -> Option<()> {
+        let operation = exchange.request(4).map(u32::from_ne_bytes)?;
+        let node = exchange.request(16).map(u64::from_ne_bytes)?;
+        match operation {
+            fuse::FORGET => self.forget(node),
+            fuse::BATCH_FORGET => {
+                let count = exchange.request(40).map(u32::from_ne_bytes)?;
+                for index in 0..count {
+                    // Ends at the end of the slot.
+                    let offset = index.checked_mul(16)?.checked_add(48)?;
+                    self.forget(exchange.request(offset).map(u64::from_ne_bytes)?);
+                }
+            }
+            _ if exchange.reply(4).map(i32::from_ne_bytes)? != 0 => {}
+            fuse::LOOKUP if node == ROOT && exchange.request(40)? == [PRIVATE] => self.entry(exchange)?,
+            _ if !self.has(node) => {}
+            fuse::LOOKUP | fuse::SYMLINK | fuse::MKNOD | fuse::MKDIR | fuse::LINK => self.entry(exchange)?,
+            fuse::CREATE => {
+                self.entry(exchange)?;
+                opened(exchange, fuse::OUT_HEADER + fuse::ENTRY_OUT)?;
+            }
+            fuse::OPEN | fuse::OPENDIR => opened(exchange, fuse::OUT_HEADER)?,
+            fuse::GETATTR | fuse::SETATTR => exchange.change(fuse::OUT_HEADER, &LIFE.to_ne_bytes()),
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// The reply is an entry of a directory that only the guest changes.
+    fn entry(&self, exchange: &impl Exchange) -> Option<()> {
+        let node = exchange.reply(fuse::OUT_HEADER).map(u64::from_ne_bytes)?;
+        for field in [fuse::ENTRY_VALID, fuse::ENTRY_ATTR_VALID] {
+            exchange.change(fuse::OUT_HEADER + field, &LIFE.to_ne_bytes());
+        }
+        if !self.has(node) {
+            self.nodes.write().unwrap_or_else(PoisonError::into_inner).insert(node);
+        }
+        Some(())
+    }
+
+    fn has(&self, node: u64) -> bool {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
+    }
+
+    /// The guest lets go of a node, perhaps not for the last time: then its directory's next lookup adds it again.
+    fn forget(&self, node: u64) {
+        if self.has(node) {
+            self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        }
+    }
+}
+
+fn opened(exchange: &impl Exchange, at: u32) -> Option<()> {
+    let flags = exchange.reply(at + fuse::OPEN_FLAGS).map(u32::from_ne_bytes)?;
+    let flags = flags | fuse::KEEP_CACHE | fuse::CACHE_DIR;
+    exchange.change(at + fuse::OPEN_FLAGS, &flags.to_ne_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    struct Slot {
+        request: Vec<u8>,
+        reply: RefCell<Vec<u8>>,
+    }
+
+    impl Exchange for Slot {
+        fn request<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+            self.request.get(offset as usize..)?.first_chunk().copied()
+        }
+
+        fn reply<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+            self.reply.borrow().get(offset as usize..)?.first_chunk().copied()
+        }
+
+        fn change(&self, offset: u32, bytes: &[u8]) {
+            self.reply.borrow_mut()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    impl Cache {
+        /// Passes a request about `node` whose reply begins with the number `answer`; returns the reply.
+        fn ask(&self, operation: u32, node: u64, arguments: &[u8], answer: u64) -> Vec<u8> {
+            let mut request = vec![0; 40];
+            request[4..8].copy_from_slice(&operation.to_ne_bytes());
+            request[16..24].copy_from_slice(&node.to_ne_bytes());
+            request.extend(arguments);
+            let mut reply = vec![0; 16 + 128 + 16];
+            reply[16..24].copy_from_slice(&answer.to_ne_bytes());
+            let slot = Slot { request, reply: reply.into() };
+            self.pass(&slot);
+            slot.reply.into_inner()
+        }
+    }
+
+    fn lives(reply: &[u8]) -> bool {
+        let number = |at: usize| u64::from_ne_bytes(reply[at..at + 8].try_into().unwrap());
+        assert_eq!(number(32), number(40));
+        number(32) == LIFE
+    }
+
+    #[test]
+    fn what_is_below_a_private_export_lives_longer() {
+        let cache = Cache::default();
+        assert!(lives(&cache.ask(fuse::LOOKUP, ROOT, b"r7\0", 2)));
+        assert!(lives(&cache.ask(fuse::LOOKUP, 2, b"etc\0", 3)));
+        assert!(lives(&cache.ask(fuse::MKDIR, 3, b"new\0", 4)));
+        let opened = cache.ask(fuse::OPEN, 4, &[], 9);
+        assert_eq!(opened[24], 2 | 8, "and keeps its cache");
+        let created = cache.ask(fuse::CREATE, 3, b"file\0", 5);
+        assert!(lives(&created));
+        assert_eq!(created[16 + 128 + 8], 2 | 8);
+        assert_eq!(cache.ask(fuse::GETATTR, 5, &[], 0)[16..24], LIFE.to_ne_bytes());
+    }
+
+    #[test]
+    fn volumes_are_asked_for_at_every_use() {
+        let cache = Cache::default();
+        assert!(!lives(&cache.ask(fuse::LOOKUP, ROOT, b"7\0", 2)));
+        assert!(!lives(&cache.ask(fuse::LOOKUP, 2, b"r\0", 3)));
+        assert_eq!(cache.ask(fuse::OPEN, 3, &[], 9)[24], 0);
+        assert_eq!(cache.ask(fuse::GETATTR, 3, &[], 0)[16..24], [0; 8]);
+    }
+
+    #[test]
+    fn forgotten_nodes_are_forgotten() {
+        let cache = Cache::default();
+        for (name, node) in [(b"r1\0", 2), (b"r2\0", 3), (b"r3\0", 4)] {
+            cache.ask(fuse::LOOKUP, ROOT, name, node);
+        }
+        cache.ask(fuse::FORGET, 2, &1_u64.to_ne_bytes(), 0);
+        let mut batch = [2_u32, 0].map(u32::to_ne_bytes).concat();
+        batch.extend([3_u64, 1, 4, 1].map(u64::to_ne_bytes).concat());
+        cache.ask(fuse::BATCH_FORGET, 0, &batch, 0);
+        assert!(cache.nodes.read().unwrap().is_empty());
+    }
+
+    #[test]
+    fn errors_and_short_replies_are_left_alone() {
+        let cache = Cache::default();
+        let slot = |reply: Vec<u8>| {
+            let mut request = vec![0; 40];
+            request[4] = fuse::LOOKUP as u8;
+            request[16] = ROOT as u8;
+            request.extend(b"r1\0");
+            Slot { request, reply: reply.into() }
+        };
+        let error = [&16_u32.to_ne_bytes()[..], &(-2_i32).to_ne_bytes(), &[0; 8]].concat();
+        cache.pass(&slot(error));
+        cache.pass(&slot(Vec::new()));
+        cache.pass(&Slot { request: vec![1, 2], reply: Vec::new().into() });
+        assert!(cache.nodes.read().unwrap().is_empty());
+    }
+}
