@@ -34,6 +34,12 @@ impl Nic for Fake {
     }
 }
 
+impl Memory for Fake {
+    fn request(&mut self, mib: u32) -> Result<u32, DeviceError> {
+        Ok(mib / 2)
+    }
+}
+
 impl Balloon for Fake {
     fn set_target(&mut self, mib: u32) {
         self.mib = mib;
@@ -53,8 +59,12 @@ impl Setup {
     fn new() -> Self {
         let (owner, channel) = Channel::pair().unwrap();
         let device = Arc::new(Mutex::new(Fake::default()));
-        let handles =
-            Handles { disk: Some(device.clone()), nics: vec![device.clone()], balloon: Some(device.clone()) };
+        let handles = Handles {
+            disk: Some(device.clone()),
+            nics: vec![device.clone()],
+            balloon: Some(device.clone()),
+            memory: Some(device.clone()),
+        };
         let ending = Ending::new().unwrap();
         let channel = Arc::new(channel);
         let outbox = Outbox::new(channel.clone());
@@ -86,6 +96,7 @@ fn requests_reach_their_device_and_are_answered() {
     assert_eq!(added, Ok(Done::ExtentAdded { start: 1, sectors: 0 }));
     assert_eq!(setup.ask(Action::AttachNic { nic: 0 }, &[null.as_fd()]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::SetBalloon { mib: 5 }, &[]), Ok(Done::Ok));
+    assert_eq!(setup.ask(Action::SetMemory { mib: 6 }, &[]), Ok(Done::Memory { plugged_mib: 3 }));
     let device = setup.device.lock().unwrap();
     assert_eq!((device.extents, device.taps, device.mib), (1, 1, 5));
 }

@@ -2,6 +2,8 @@
 
 pub mod balloon;
 pub mod blk;
+mod discard;
+pub mod mem;
 pub mod net;
 mod queue;
 pub mod rng;
