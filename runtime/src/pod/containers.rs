@@ -91,8 +91,26 @@ impl Pod {
 
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
-        let Prepared { id, bundle, pids_of, stdio, spec, storages, files } = prepared;
+        let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
+        match self.create_reserved(prepared).await {
+            Ok(process) => {
+                reservation.keep(process.clone());
+                self.timeline.mark("container created");
+                self.note_container(id, bundle)?;
+                Ok(process)
+            }
+            Err(error) => {
+                self.shrink(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes room for the container, and creates it.
+    async fn create_reserved(&self, prepared: Prepared) -> Result<Process, PodError> {
+        let Prepared { id, pids_of, limits, stdio, spec, storages, files, .. } = prepared;
+        let mib = self.fit(|demand| demand.add(&id, limits)).await?;
         let disk = async { self.add_storages(storages).await };
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
         let (storages, (streams, names)) = tokio::try_join!(disk, streams)?;
@@ -109,12 +127,12 @@ impl Pod {
             Ok(pid) => pid,
             Err(error) => return Err(self.link.error(error).await),
         };
-        let key = ProcessKey { container: id.clone(), exec: String::new() };
-        let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        reservation.keep(process.clone());
-        self.timeline.mark("container created");
-        self.note_container(id, bundle)?;
-        Ok(process)
+        self.vm.memory_taken(mib).await?;
+        if limits.is_some() {
+            self.share_oom_score(&spec);
+        }
+        let key = ProcessKey { container: id, exec: String::new() };
+        Ok(Process::new(key, pid, streams, self.link.clone(), self.state.clone()))
     }
 
     /// Creates and starts a further process in a running container.
@@ -177,6 +195,7 @@ impl Pod {
             }
         }
         self.containers.remove(container);
+        self.shrink(container).await;
         self.state.change(|state| state.containers.retain(|c| c.id != container))?;
         Ok(())
     }
