@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use monohull_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateSandboxRequest, Empty, ExecRequest, Extent,
-    ProcessRequest, ResizeRequest, SignalRequest, Stdio, Storage, UpdateRequest, WaitOomRequest,
-    WaitResponse, storage::Source,
+    ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest, Stdio, Storage, UpdateRequest,
+    WaitOomRequest, WaitResponse, storage::Source,
 };
 use monohull_protocol::agent_ttrpc::AgentClient;
 use serde_json::{Value, json};
@@ -264,6 +264,21 @@ fn spec(arguments: &[&str]) -> Value {
 
 fn shell(script: &str) -> Value {
     spec(&["sh", "-c", script])
+}
+
+async fn cpus_go_offline_and_online_again(host: &Host) {
+    let online = || std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let set = async |cpus| {
+        let request = ResizeSandboxRequest { cpus, ..Default::default() };
+        host.client.resize_sandbox(with_timeout(DEADLINE), &request).await.map(drop)
+    };
+    assert_eq!(online(), "0-1\n");
+    set(1).await.unwrap();
+    assert_eq!(online(), "0\n");
+    set(2).await.unwrap();
+    assert_eq!(online(), "0-1\n");
+    let error = set(3).await.unwrap_err().to_string();
+    assert!(error.contains("the VM has 2, not 3"), "{error}");
 }
 
 async fn a_container_runs_in_its_own_namespaces(host: &Host) {
@@ -661,6 +676,7 @@ async fn the_agent_keeps_its_promises() {
         )*};
     }
     run! {
+        cpus_go_offline_and_online_again
         a_container_runs_in_its_own_namespaces
         output_before_a_sudden_end_is_complete
         input_reaches_the_process_and_ends

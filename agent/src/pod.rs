@@ -97,6 +97,12 @@ impl Pod {
         hide_spares(network, wanted)
     }
 
+    /// Sets the number of CPUs that are online.
+    pub(crate) fn set_cpus(&self, cpus: u32) -> Result<()> {
+        self.check_phase(self.lock().phase)?;
+        sandbox::set_cpus(cpus)
+    }
+
     /// Returns the guest pid of the new container's init process.
     pub(crate) async fn create_container(&self, request: &agent::CreateContainerRequest) -> Result<u32> {
         if !paths::valid_id(&request.id) {

@@ -27,7 +27,7 @@ pub(crate) async fn create(request: &CreateSandboxRequest, network: &mut Network
         rustix::system::sethostname(request.hostname.as_bytes())
             .map_err(|error| Error::Invalid(format!("hostname {:?}: {error}", request.hostname)))?;
     }
-    bring_up_cpus(request.cpus)?;
+    set_cpus(request.cpus)?;
     mount_shared_memory(request.shm_bytes)?;
     network::bring_up_loopback().await?;
     network.configure(request.network.get_or_default()).await?;
@@ -47,16 +47,23 @@ fn add_entropy(entropy: &[u8]) -> Result<()> {
         .doing(|| "add entropy to the kernel's pool".into())
 }
 
-fn bring_up_cpus(wanted: u32) -> Result<()> {
-    for cpu in 1..wanted {
+/// Puts CPUs online, or takes them off, until `wanted` are.
+pub(crate) fn set_cpus(wanted: u32) -> Result<()> {
+    // CPU 0 is always online.
+    for cpu in 1.. {
         let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-        match fs::read_to_string(&path) {
-            Ok(online) if online.trim() == "1" => {}
-            Ok(_) => fs::write(&path, "1").doing(|| format!("bring up CPU {cpu}"))?,
+        let online = match fs::read_to_string(&path) {
+            Ok(online) => online.trim() == "1",
+            Err(error) if error.kind() == io::ErrorKind::NotFound && cpu >= wanted => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Invalid(format!("cpus: the VM has {cpu}, not {wanted}")));
             }
             Err(error) => return Err(error).doing(|| format!("read {path}")),
+        };
+        match (online, cpu < wanted) {
+            (false, true) => fs::write(&path, "1").doing(|| format!("bring up CPU {cpu}"))?,
+            (true, false) => fs::write(&path, "0").doing(|| format!("take down CPU {cpu}"))?,
+            _ => {}
         }
     }
     Ok(())

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
     CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics,
-    ProcessInfo, ProcessRequest, ResizeRequest, SignalRequest, UpdateRequest, WaitOomRequest,
-    WaitOomResponse, WaitResponse,
+    ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest, UpdateRequest,
+    WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use monohull_protocol::agent_ttrpc::{Agent, create_agent};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -202,6 +202,11 @@ impl Agent for Service {
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
         let kills = self.0.wait_oom(&request).await?;
         Ok(WaitOomResponse { kills, ..Default::default() })
+    }
+
+    async fn resize_sandbox(&self, _: &TtrpcContext, request: ResizeSandboxRequest) -> ttrpc::Result<Empty> {
+        self.complete(|pod| async move { pod.set_cpus(request.cpus) }).await?;
+        Ok(Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -237,6 +237,12 @@ impl Agent {
         if kills <= seen { Err(nonsense(CALL, "kills")) } else { Ok(kills) }
     }
 
+    /// Sets the number of CPUs that are online.
+    pub(crate) async fn resize_sandbox(&self, cpus: u8) -> Result<(), AgentError> {
+        let request = proto::ResizeSandboxRequest { cpus: cpus.into(), ..Default::default() };
+        within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
+    }
+
     /// Asks for an orderly end, which then comes as the end of the VM.
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
         within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)

@@ -9,6 +9,7 @@ use crate::pod::{ContainerConfig, PodError};
 use crate::process::Stdio;
 use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
+use crate::size::Limits;
 use crate::spec::{self, Volume};
 use crate::state;
 use crate::timeline::Timeline;
@@ -20,6 +21,7 @@ pub struct Prepared {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) pids_of: Option<String>,
+    pub(crate) limits: Option<Limits>,
     pub(crate) stdio: Stdio,
     pub(crate) spec: oci::Spec,
     pub(crate) storages: Vec<Storage<Source>>,
@@ -35,6 +37,7 @@ impl Prepared {
     ) -> Result<Self, PodError> {
         let ContainerConfig { id, spec, rootfs, bundle, pids_of, stdio } = config;
         state::check_id("container id", &id)?;
+        let limits = Limits::of_container(&spec);
         let base = format!("{CONTAINERS}/{id}");
         // All refusals come before any work.
         let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
@@ -42,6 +45,6 @@ impl Prepared {
         planned.extend(volumes.memory.into_iter().map(rootfs::memory));
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, pids_of, stdio, spec, storages, volumes: volumes.shared })
+        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes: volumes.shared })
     }
 }

@@ -214,6 +214,14 @@ impl Fake {
                     self.exit(ExitReason::Stopped);
                     return;
                 }
+                // A guest that takes what it is given, a moment later.
+                Action::SetMemory { mib } => {
+                    self.note(&format!("memory {mib}"));
+                    let result = Ok(Done::Memory { plugged_mib: 0 });
+                    self.send(FromVmm::Reply(Reply { id: request.id, result }), &[]);
+                    self.send(FromVmm::Event(Event::MemoryReached { mib }), &[]);
+                    continue;
+                }
                 other => {
                     self.note(&format!("{other:?}"));
                     Ok(Done::Ok)
@@ -390,6 +398,15 @@ impl agent_ttrpc::Agent for Fake {
             return refuse(ttrpc::Code::NOT_FOUND, "deleted");
         }
         Ok(proto::WaitOomResponse { kills: 2, ..Default::default() })
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ResizeSandboxRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("cpus {}", request.cpus));
+        Ok(proto::Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {

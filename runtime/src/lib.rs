@@ -3,6 +3,7 @@
 //! [`pod::Pod`] owns a VM; [`process::Process`] is one process in it. The shim and `monohull run` are thin users.
 
 pub mod agent;
+pub mod cgroup;
 pub mod check;
 pub mod container;
 #[cfg(test)]

@@ -5,12 +5,13 @@ mod control;
 mod error;
 mod link;
 mod network;
+mod resize;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
@@ -27,6 +28,7 @@ use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
 use crate::share::Share;
+use crate::size::{Demand, Host, Limits, Size};
 use crate::spec;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
@@ -38,6 +40,7 @@ use containers::Containers;
 pub use control::METRICS_TYPE;
 pub use error::PodError;
 pub(crate) use link::Link;
+use resize::Sizing;
 
 /// Turns a guest that never gets to its agent into an error.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -56,10 +59,8 @@ pub struct PodConfig {
     pub id: String,
     /// containerd namespace; empty for `monohull run`.
     pub namespace: String,
-    /// Guest memory in MiB, overhead included.
-    pub memory_mib: u32,
-    /// CPUs.
-    pub cpus: u8,
+    /// What decides the VM's size, without the containers: they are added as they are created.
+    pub demand: Demand,
     /// Host name of the pod; empty means its id.
     pub hostname: String,
     /// Sysctls of the pod ("net.ipv4.ip_unprivileged_port_start" → "0").
@@ -109,6 +110,9 @@ pub struct Pod {
     settled: watch::Sender<bool>,
     /// Made when the first container shares something of the host.
     share: OnceCell<Arc<Share>>,
+    sizing: tokio::sync::Mutex<Sizing>,
+    /// The highest `oom_score_adj` of a container so far; the VMM has it.
+    oom_score: AtomicI32,
     next_stream: AtomicU64,
 }
 
@@ -117,6 +121,7 @@ struct Booting {
     vm: Vm,
     ready: oneshot::Receiver<UnixStream>,
     network: Option<Network>,
+    sizing: Sizing,
 }
 
 impl Pod {
@@ -137,7 +142,7 @@ impl Pod {
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
         let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
-        let Booting { vm, ready, mut network } = boot(&config, files, &state).await?;
+        let Booting { vm, ready, mut network, sizing } = boot(&config, files, &state).await?;
         let watch = vm.watch();
         let sharing = async {
             Ok(if share {
@@ -146,7 +151,7 @@ impl Pod {
                 None
             })
         };
-        let set_up = set_up(&config, &vm, ready, network.as_mut());
+        let set_up = set_up(&config, &vm, ready, network.as_mut(), sizing.size());
         match tokio::try_join!(set_up, sharing) {
             Ok((agent, share)) => {
                 let pod = Arc::new(Self {
@@ -159,6 +164,8 @@ impl Pod {
                     containers: Containers::default(),
                     network: network.map(tokio::sync::Mutex::new),
                     share: OnceCell::new_with(share),
+                    sizing: tokio::sync::Mutex::new(sizing),
+                    oom_score: AtomicI32::new(i32::MIN),
                     settled: watch::Sender::new(false),
                     next_stream: AtomicU64::new(1),
                 });
@@ -175,11 +182,12 @@ impl Pod {
 
     /// [`Self::start`] and the creation of a first container: its root and files are prepared while the guest boots.
     pub async fn start_with(
-        pod: PodConfig,
+        mut pod: PodConfig,
         container: ContainerConfig,
     ) -> Result<(Arc<Self>, Process), PodError> {
         let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
         let share = spec::names_host_files(&container.spec);
+        pod.demand.add(&container.id, Limits::of_container(&container.spec));
         let prepare = Prepared::new(&settings, container, &timeline);
         let (pod, prepared) = tokio::try_join!(Self::start_sharing(pod, share), prepare)?;
         match pod.create_prepared(prepared).await {
@@ -279,8 +287,8 @@ fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
         fs_server: None,
         containers: Vec::new(),
         created_at: since_epoch().as_secs(),
-        memory_mib: config.memory_mib,
-        cpus: config.cpus,
+        memory_mib: config.settings.overhead_memory_mib,
+        cpus: 1,
         timeline: Vec::new(),
     })
 }
@@ -288,10 +296,12 @@ fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
 /// Gets the guest's CPUs running as early as possible; only the number of interfaces must be known before.
 async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<Booting, PodError> {
     let network = if config.network { Some(Network::discover().await?) } else { None };
+    let sizing = Sizing::new(config.demand.clone(), &config.settings, Host::own());
     let vm_config = VmConfig {
         name: config.id.clone(),
-        memory_mib: config.memory_mib,
-        vcpus: config.cpus,
+        memory_mib: config.settings.overhead_memory_mib,
+        hotplug_mib: sizing.most().memory_mib,
+        vcpus: sizing.most().cpus,
         cmdline: String::new(),
         nics: network.as_ref().map_or(0, Network::nics),
         huge_pages: config.settings.huge_pages,
@@ -300,8 +310,12 @@ async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<B
     let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, config.timeline.clone())?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
-    state.change(|state| state.vmm = Some(pid))?;
-    Ok(Booting { vm, ready, network })
+    let size = sizing.size();
+    state.change(|state| {
+        state.vmm = Some(pid);
+        (state.memory_mib, state.cpus) = (state.memory_mib.saturating_add(size.memory_mib), size.cpus);
+    })?;
+    Ok(Booting { vm, ready, network, sizing })
 }
 
 /// Everything between the start of the guest's CPUs and a sandbox that takes containers.
@@ -310,6 +324,7 @@ async fn set_up(
     vm: &Vm,
     ready: oneshot::Receiver<UnixStream>,
     mut network: Option<&mut Network>,
+    size: Size,
 ) -> Result<Agent, PodError> {
     let plumb = async {
         if let Some(network) = network.as_deref_mut() {
@@ -328,8 +343,11 @@ async fn set_up(
             Err(_) => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
         }
     };
-    let (agent, ()) = tokio::try_join!(agent, plumb)?;
-    let request = sandbox_request(config, network.as_deref().map(Network::request).unwrap_or_default())?;
+    // The guest's kernel takes its memory while it boots.
+    let memory = async { Ok::<_, PodError>(vm.set_memory(size.memory_mib).await?) };
+    let (agent, (), ()) = tokio::try_join!(agent, plumb, memory)?;
+    let network = network.as_deref().map(Network::request).unwrap_or_default();
+    let request = sandbox_request(config, network, size.cpus)?;
     let link = Link { agent, vm: vm.watch() };
     match link.agent.create_sandbox(&request).await {
         Ok(sandbox) => {
@@ -362,6 +380,7 @@ async fn start_share(
 fn sandbox_request(
     config: &PodConfig,
     network: proto::Network,
+    cpus: u8,
 ) -> Result<proto::CreateSandboxRequest, PodError> {
     let mut entropy = vec![0; ENTROPY];
     sys::random(&mut entropy).map_err(VmError::Watch)?;
@@ -373,7 +392,7 @@ fn sandbox_request(
         realtime_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
         sysctls: config.sysctls.clone(),
         network: MessageField::some(network),
-        cpus: config.cpus.into(),
+        cpus: cpus.into(),
         own_pid_namespace: config.own_pids,
         shm_bytes: config.shm_bytes,
         ..Default::default()

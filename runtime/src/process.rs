@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use monohull_protocol::agent as proto;
+use monohull_vmm::api::ExitReason;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::agent::{AgentError, ProcessKey};
 use crate::pod::{Link, PodError};
 use crate::state_file::StateFile;
+use crate::vm::Ended;
 use crate::vsock::StreamNames;
 
 /// Code of a process whose VM ended under it: as if killed.
@@ -171,7 +173,7 @@ impl Process {
         let mut exit = self.inner.exit.clone();
         let exit = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
         // The waiting task always has an answer, unless the whole runtime is being torn down.
-        exit.unwrap_or_else(|| killed(SystemTime::now()))
+        exit.unwrap_or_else(|| Exit { code: KILLED, at: SystemTime::now(), oom_kills: 0 })
     }
 
     /// How it ended, if it has.
@@ -214,16 +216,17 @@ async fn wait(link: Link, key: ProcessKey) -> Exit {
         biased;
         exit = link.agent.wait(&key, since) => match exit {
             Ok(exit) => exit,
-            Err(AgentError::Lost(..)) => killed(link.lost().await.at),
+            Err(AgentError::Lost(..)) => killed(&link.lost().await),
             Err(error) => {
                 tracing::warn!(container = key.container, exec = key.exec, error = %error, step = "wait");
                 Exit { code: UNKNOWN, at: SystemTime::now(), oom_kills: 0 }
             }
         },
-        ended = link.vm.ended() => killed(ended.at),
+        ended = link.vm.ended() => killed(&ended),
     }
 }
 
-fn killed(at: SystemTime) -> Exit {
-    Exit { code: KILLED, at, oom_kills: 0 }
+fn killed(ended: &Ended) -> Exit {
+    let oom = matches!(ended.reason, ExitReason::HostOutOfMemory | ExitReason::GuestOutOfMemory(_));
+    Exit { code: KILLED, at: ended.at, oom_kills: u64::from(oom) }
 }

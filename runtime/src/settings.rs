@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the configuration is read from when `MONOHULL_CONFIG` names no other file. It need not exist.
 pub const PATH: &str = "/etc/monohull/config.toml";
 
 /// The host's settings. Nothing in here can be changed by a pod.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The VMM binary.
@@ -23,12 +23,14 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Images made from directories are kept here while their pod runs, as unnamed files.
     pub scratch_dir: PathBuf,
-    /// Memory in MiB of a pod that sets no limit.
+    /// Memory in MiB that a pod's containers without a limit have together.
     pub default_memory_mib: u32,
-    /// Memory in MiB added to a pod's limit for the guest kernel and agent.
+    /// Memory in MiB that every VM has beyond its containers' limits: for the guest kernel and agent.
     pub overhead_memory_mib: u32,
-    /// CPUs of a pod that sets no limit.
+    /// CPUs that a pod's containers without a limit have together.
     pub default_cpus: u8,
+    /// CPUs that a running pod can be grown to, if its limits do not name more from the start.
+    pub max_cpus: u8,
     /// Back guest memory with huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
     /// What becomes of a container whose spec asks for the host's network, processes or IPC.
@@ -36,7 +38,7 @@ pub struct Settings {
 }
 
 /// What becomes of a container that asks for a namespace of the host, which a VM can't give it.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostNamespaces {
     /// It is refused: it would not find what it expects.
@@ -58,6 +60,7 @@ impl Default for Settings {
             default_memory_mib: 512,
             overhead_memory_mib: 128,
             default_cpus: 1,
+            max_cpus: 8,
             huge_pages: true,
             host_namespaces: HostNamespaces::Refuse,
         }
@@ -73,6 +76,9 @@ pub enum SettingsError {
     /// The file is not valid.
     #[error("{0} is not a valid configuration")]
     Parse(PathBuf, #[source] toml::de::Error),
+    /// The text that came with a request is not valid.
+    #[error("the runtime options' configuration is not valid")]
+    Body(#[source] toml::de::Error),
 }
 
 impl Settings {
@@ -90,4 +96,12 @@ impl Settings {
         let text = std::fs::read_to_string(path).map_err(|e| SettingsError::Read(path.into(), e))?;
         toml::from_str(&text).map_err(|e| SettingsError::Parse(path.into(), e))
     }
+
+    /// The settings that a request brought along, in the format of the file.
+    pub fn parse(text: &str) -> Result<Self, SettingsError> {
+        toml::from_str(text).map_err(SettingsError::Body)
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use monohull_vmm::api::{Action, Done, ExitReason, FdRole, VmConfig};
@@ -22,6 +23,8 @@ use owner::Owner;
 
 /// Within what the VMM answers a request; only one that is stuck or hostile needs longer.
 const REPLY_DEADLINE: Duration = Duration::from_secs(30);
+/// Turns a guest that does not take the memory it was given into an error.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why something could not be done with a VM.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +55,14 @@ pub enum VmError {
         /// The VMM's words.
         reason: String,
     },
+    /// The guest has not taken the memory it was given.
+    #[error("the guest takes only {plugged_mib} of the {wanted_mib} MiB of memory that its containers need")]
+    Memory {
+        /// What it should have.
+        wanted_mib: u32,
+        /// What it has.
+        plugged_mib: u32,
+    },
     /// The VMM has not answered in time.
     #[error("the VMM does not answer to \"{0}\"")]
     Timeout(&'static str),
@@ -81,6 +92,9 @@ pub(crate) enum Command {
 pub(crate) struct Vm {
     commands: mpsc::UnboundedSender<Command>,
     watch: VmWatch,
+    /// Memory in MiB that the guest has been given, and that it has taken.
+    given: AtomicU32,
+    taken: watch::Receiver<u32>,
     pid: i32,
 }
 
@@ -156,11 +170,12 @@ impl Vm {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let (ended_sender, ended) = watch::channel(None);
         let (agent, ready) = oneshot::channel();
-        let owner =
-            Owner::new(process, command_receiver, ended_sender, owner::Expected::new(agent, timeline));
+        let (memory, taken) = watch::channel(0);
+        let expected = owner::Expected::new(agent, memory, timeline);
+        let owner = Owner::new(process, command_receiver, ended_sender, expected);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };
-        Ok((Self { commands, watch, pid }, ready))
+        Ok((Self { commands, watch, given: AtomicU32::new(0), taken, pid }, ready))
     }
 
     /// Host pid of the VMM.
@@ -178,7 +193,7 @@ impl Vm {
         let what = "add a file to the image disk";
         match self.request(what, Action::AddExtent { read_only }, vec![file]).await? {
             Done::ExtentAdded { start, sectors } => Ok((start, sectors)),
-            Done::Ok => Err(VmError::Refused { what, reason: "it answered without an extent".into() }),
+            _ => Err(VmError::Refused { what, reason: "it answered without an extent".into() }),
         }
     }
 
@@ -190,6 +205,24 @@ impl Vm {
     /// Connects the guest's device for host directories to the fs server: the VMM's end of the socket, and the memory.
     pub(crate) async fn attach_fs(&self, channel: OwnedFd, memory: OwnedFd) -> Result<(), VmError> {
         self.request("attach the fs server", Action::AttachFs, vec![channel, memory]).await.map(drop)
+    }
+
+    /// Gives the guest memory beyond what it has booted with, so many MiB in all, or asks it to give some back.
+    pub(crate) async fn set_memory(&self, mib: u32) -> Result<(), VmError> {
+        self.given.store(mib, Ordering::Relaxed);
+        self.request("change the guest's memory", Action::SetMemory { mib }, Vec::new()).await.map(drop)
+    }
+
+    /// Waits until the guest has taken the memory it was given, `mib` or less: it may have been asked for some since.
+    pub(crate) async fn memory_taken(&self, mib: u32) -> Result<(), VmError> {
+        let mut taken = self.taken.clone();
+        let enough = taken.wait_for(|taken| *taken >= mib.min(self.given.load(Ordering::Relaxed)));
+        let waited = tokio::time::timeout(MEMORY_DEADLINE, enough).await.map(|taken| taken.is_ok());
+        match waited {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
+            Err(_) => Err(VmError::Memory { wanted_mib: mib, plugged_mib: *self.taken.borrow() }),
+        }
     }
 
     /// Ends the VM without the guest's help; queued disk writes are flushed.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use monohull_runtime::cgroup::{Cgroup, CgroupError};
 use oci_spec::runtime as oci;
 
 use crate::args::is_identifier;
@@ -71,6 +72,12 @@ pub(crate) fn pod_id(spec: Option<&oci::Spec>, id: &str) -> Result<String, Bundl
 /// configuration, as containerd's sandbox API makes them.
 pub(crate) fn is_sandbox(spec: Option<&oci::Spec>) -> bool {
     spec.is_none() || annotation(spec, CONTAINER_TYPE) == Some(SANDBOX)
+}
+
+/// The host's cgroup of the pod `id` whose first container has this configuration; `None` when the engine has named none.
+pub(crate) fn cgroup(spec: Option<&oci::Spec>, id: &str) -> Result<Option<Cgroup>, CgroupError> {
+    let path = spec.and_then(|spec| spec.linux().as_ref()).and_then(|linux| linux.cgroups_path().as_ref());
+    path.filter(|path| !path.as_os_str().is_empty()).map(|path| Cgroup::of_container(path, id)).transpose()
 }
 
 fn annotation<'a>(spec: Option<&'a oci::Spec>, names: [&str; 2]) -> Option<&'a str> {

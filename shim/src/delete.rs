@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::TaskClient;
+use monohull_runtime::cgroup::Cgroup;
 use monohull_runtime::settings::Settings;
 use monohull_runtime::state;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -133,6 +134,11 @@ impl Remains<'_> {
         }
         if let Err(error) = state::cleanup(&dir) {
             warn(&chain(&error));
+        }
+        match bundle::cgroup(self.spec.as_ref(), &self.pod).map(|cgroup| cgroup.as_ref().map(Cgroup::remove))
+        {
+            Ok(Some(Err(error))) | Err(error) => warn(&chain(&error)),
+            Ok(_) => {}
         }
         if !socket.as_os_str().is_empty() && !address::is_served(socket) {
             let _ = fs::remove_file(socket);

@@ -10,6 +10,8 @@ use protobuf::well_known_types::any::Any;
 const TYPE: &str = "runtimeoptions.v1.Options";
 /// Tag of its field 2, `config_path`, a length-delimited string.
 const CONFIG_PATH_TAG: u32 = 2 << 3 | 2;
+/// Tag of its field 3, `config_body`, length-delimited bytes.
+const CONFIG_BODY_TAG: u32 = 3 << 3 | 2;
 
 /// Options that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,31 +24,44 @@ pub(crate) enum OptionsError {
     Settings(#[from] SettingsError),
 }
 
-/// The settings a pod is made with: those of the options' `ConfigPath`, or else the host's. Options of other types
-/// (runc's, which some engines always send) are not for us.
+/// Where a request's settings are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Config {
+    path: String,
+    body: String,
+}
+
+/// The settings a pod is made with: those of the file that the options' `ConfigPath` names, or else in their
+/// `ConfigBody`, or else the host's. Options of other types (runc's, which some engines always send) are not for us.
 pub(crate) fn settings(options: &Any) -> Result<Settings, OptionsError> {
-    match config_path(options)? {
-        Some(path) => Ok(Settings::read(Path::new(&path))?),
-        None => Ok(Settings::load()?),
-    }
+    let Config { path, body } = config(options)?;
+    Ok(match (path.is_empty(), body.is_empty()) {
+        (false, _) => Settings::read(Path::new(&path))?,
+        (true, false) => Settings::parse(&body)?,
+        (true, true) => Settings::load()?,
+    })
 }
 
 /// The `ConfigPath` of options, if they have one.
 pub(crate) fn config_path(options: &Any) -> Result<Option<String>, protobuf::Error> {
+    Ok(Some(config(options)?.path).filter(|path| !path.is_empty()))
+}
+
+fn config(options: &Any) -> Result<Config, protobuf::Error> {
+    let mut config = Config::default();
     // Some clients write type URLs with a host, "types.containerd.io/…".
     if options.type_url.rsplit('/').next() != Some(TYPE) {
-        return Ok(None);
+        return Ok(config);
     }
-    let mut path = None;
     let mut input = CodedInputStream::from_bytes(&options.value);
     while let Some(tag) = input.read_raw_tag_or_eof()? {
-        if tag == CONFIG_PATH_TAG {
-            path = Some(input.read_string()?);
-        } else {
-            skip(&mut input, tag)?;
+        match tag {
+            CONFIG_PATH_TAG => config.path = input.read_string()?,
+            CONFIG_BODY_TAG => config.body = input.read_string()?,
+            _ => skip(&mut input, tag)?,
         }
     }
-    Ok(path.filter(|path| !path.is_empty()))
+    Ok(config)
 }
 
 /// Skips a field of no interest.
@@ -69,25 +84,33 @@ mod tests {
     }
 
     #[test]
-    fn the_config_path_is_found_among_the_other_fields() {
+    fn path_and_body_are_found_among_the_other_fields() {
         let value = [field(1, "t"), field(2, "/etc/x.toml"), field(3, "body = 1"), vec![4 << 3, 7]].concat();
         for url in [TYPE, "types.containerd.io/runtimeoptions.v1.Options"] {
-            let path = config_path(&options(url, value.clone())).unwrap();
-            assert_eq!(path.as_deref(), Some("/etc/x.toml"));
+            let config = config(&options(url, value.clone())).unwrap();
+            assert_eq!((config.path.as_str(), config.body.as_str()), ("/etc/x.toml", "body = 1"));
         }
     }
 
     #[test]
+    fn settings_may_come_with_the_request() {
+        let found = settings(&options(TYPE, field(3, "default_cpus = 3"))).unwrap();
+        assert_eq!(found, Settings { default_cpus: 3, ..Settings::default() });
+        let error = settings(&options(TYPE, field(3, "bogus = 1"))).unwrap_err();
+        assert!(crate::error::chain(&error).contains("bogus"), "{}", crate::error::chain(&error));
+    }
+
+    #[test]
     fn no_path_and_foreign_options_mean_the_hosts_settings() {
-        assert_eq!(config_path(&options(TYPE, field(3, "body"))).unwrap(), None);
-        assert_eq!(config_path(&options("containerd.runc.v1.Options", field(2, "x"))).unwrap(), None);
-        assert_eq!(config_path(&Any::default()).unwrap(), None);
+        assert_eq!(config(&options(TYPE, field(1, "t"))).unwrap(), Config::default());
+        assert_eq!(config(&options("containerd.runc.v1.Options", field(2, "x"))).unwrap(), Config::default());
+        assert_eq!(config(&Any::default()).unwrap(), Config::default());
     }
 
     #[test]
     fn a_broken_message_is_refused() {
-        assert!(config_path(&options(TYPE, vec![2 << 3 | 2, 200])).is_err());
-        assert!(config_path(&options(TYPE, vec![7])).is_err());
+        assert!(config(&options(TYPE, vec![2 << 3 | 2, 200])).is_err());
+        assert!(config(&options(TYPE, vec![7])).is_err());
     }
 
     #[test]

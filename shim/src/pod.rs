@@ -20,7 +20,7 @@ use containerd_shim_protos::topics;
 use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
-use monohull_runtime::size::Size;
+use monohull_runtime::size::Demand;
 use monohull_runtime::spec;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
@@ -272,8 +272,8 @@ impl<G: Guest> PodTasks<G> {
             return Err(TaskError::Precondition(format!("pod {} has ended", self.info.id)));
         }
         link_state(&settings, &self.info, &origin.bundle);
-        let size = Size::for_pod(&origin.spec, &settings).map_err(PodError::from)?;
-        let config = pod_config(settings, size, &self.info, &origin.spec);
+        let demand = Demand::of_pod(&origin.spec).map_err(PodError::from)?;
+        let config = pod_config(settings, demand, &self.info, &origin.spec);
         let (vm, process) = if origin.hooks.is_empty() {
             G::start_with(config, container).await?
         } else {
@@ -485,13 +485,12 @@ fn rootfs(request: &CreateTaskRequest, origin: &Origin) -> Result<Rootfs, TaskEr
     Ok(Rootfs::Mounts(request.rootfs.iter().map(mount).collect()))
 }
 
-fn pod_config(settings: Settings, size: Size, info: &PodInfo, spec: &oci::Spec) -> PodConfig {
+fn pod_config(settings: Settings, demand: Demand, info: &PodInfo, spec: &oci::Spec) -> PodConfig {
     PodConfig {
         id: info.id.clone(),
         namespace: info.namespace.clone(),
         own_pids: false,
-        memory_mib: size.memory_mib,
-        cpus: size.cpus,
+        demand,
         hostname: spec.hostname().clone().unwrap_or_default(),
         sysctls: spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
         shm_bytes: spec::shm_bytes(spec),

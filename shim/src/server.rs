@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use monohull_runtime::cgroup::{Cgroup, Entered};
 use monohull_runtime::pod::Pod;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -63,12 +64,18 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
     log::init(Path::new("log"), &args.id, args.debug);
 
     // An error here is the answer to Create, where the engine shows it.
-    let outside = enter_pod().inspect_err(|error| tracing::error!(error, "pod can't be prepared"));
+    let (outside, cgroup) = match enter_pod(&args.id) {
+        Ok((outside, cgroup)) => (Ok(Some(outside)), cgroup),
+        Err(error) => {
+            tracing::error!(error, "pod can't be prepared");
+            (Err(error), None)
+        }
+    };
     let info = PodInfo {
         id: args.id.clone(),
         namespace: args.namespace.clone(),
         pid: std::process::id(),
-        outside: outside.map(Some),
+        outside,
         timeline,
     };
     runtime::Builder::new_current_thread()
@@ -77,7 +84,12 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         .thread_stack_size(HELPER_STACK)
         .build()
         .map_err(ServeError::io("start the event loop"))?
-        .block_on(run(listener, info))
+        .block_on(run(listener, info))?;
+    // `delete` removes what could not be.
+    if let Some(Err(error)) = cgroup.map(Entered::leave) {
+        tracing::warn!(error = chain(&error), "pod's cgroup is not removed");
+    }
+    Ok(())
 }
 
 /// Takes the socket away from standard input, where `start` has put it, and leaves `/dev/null` there.
@@ -92,13 +104,15 @@ fn take_listener() -> Result<UnixListener, ServeError> {
     Ok(listener.into())
 }
 
-/// Enters the pod's namespaces; returns those that were left.
-fn enter_pod() -> Result<Outside, String> {
+/// Enters the pod's cgroup and namespaces; returns the cgroup and the namespaces that were left.
+fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
     let bundle = env::current_dir().map_err(|e| format!("cannot find the bundle: {e}"))?;
     let spec = bundle::read_spec(&bundle).map_err(|e| chain(&e))?;
+    let cgroup = bundle::cgroup(spec.as_ref(), id).and_then(|cgroup| cgroup.map(Cgroup::enter).transpose());
+    let cgroup = cgroup.map_err(|e| chain(&e))?;
     let outside = Outside::open().map_err(|e| format!("cannot open the host's namespaces: {e}"))?;
     namespaces::enter(spec.as_ref()).map_err(|e| chain(&e))?;
-    Ok(outside)
+    Ok((outside, cgroup))
 }
 
 async fn run(listener: UnixListener, info: PodInfo) -> Result<(), ServeError> {

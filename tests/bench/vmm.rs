@@ -46,6 +46,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
     let config = VmConfig {
         name: "bench".into(),
         memory_mib: 128,
+        hotplug_mib: 0,
         vcpus: 1,
         cmdline: String::new(),
         nics: 0,

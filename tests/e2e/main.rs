@@ -21,6 +21,7 @@ mod lifecycle;
 mod network;
 mod pods;
 mod processes;
+mod resources;
 mod sandbox;
 mod stdio;
 mod volumes;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             control::CASES,
             stdio::CASES,
             pods::CASES,
+            resources::CASES,
             sandbox::CASES,
             lifecycle::CASES,
             failures::CASES,

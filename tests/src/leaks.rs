@@ -17,6 +17,8 @@ pub struct Census {
     pub namespaces: BTreeSet<String>,
     /// Sockets and state files.
     pub files: BTreeSet<String>,
+    /// Our cgroups.
+    pub cgroups: BTreeSet<String>,
 }
 
 /// Directories in which nothing may remain.
@@ -42,6 +44,7 @@ impl Census {
         for directory in DIRECTORIES.map(Path::new).into_iter().chain([bundles]) {
             files_below(directory, &mut census.files);
         }
+        cgroups_below(Path::new("/sys/fs/cgroup"), &mut census.cgroups);
         census
     }
 
@@ -53,6 +56,7 @@ impl Census {
             ("link", &self.links, &before.links),
             ("network namespace", &self.namespaces, &before.namespaces),
             ("file", &self.files, &before.files),
+            ("cgroup", &self.cgroups, &before.cgroups),
         ];
         pairs
             .iter()
@@ -76,6 +80,17 @@ pub fn processes() -> Vec<(u32, String)> {
 fn names(directory: &str) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(directory) else { return BTreeSet::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Cgroups that a shim has made.
+fn cgroups_below(directory: &Path, found: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().to_string_lossy().starts_with("monohull-") {
+            found.insert(entry.path().to_string_lossy().into_owned());
+        }
+        cgroups_below(&entry.path(), found);
+    }
 }
 
 /// Files, and directories that are empty; directories that hold something are told by what they hold.

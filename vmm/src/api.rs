@@ -15,6 +15,10 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub const MAX_FDS: usize = 16;
 /// Context identifier of every guest; VMs do not share an address space of their vsocks.
 pub const GUEST_CID: u64 = 3;
+/// The most memory in MiB, and the most that can be added: all addresses stay below 2^43, which any host can map.
+pub const MAX_MEMORY_MIB: u32 = 2 << 20;
+/// The guest can reach added memory in steps of this; it gets and gives back less at a time.
+pub const MEMORY_STEP_MIB: u32 = 128;
 /// Bytes per sector of the image disk (virtio 1.2 §5.2.2).
 pub const SECTOR: u64 = 512;
 
@@ -26,6 +30,9 @@ pub struct VmConfig {
     pub name: String,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
+    /// The most memory in MiB that [`Action::SetMemory`] can add later, rounded down to [`MEMORY_STEP_MIB`]; 0 for no
+    /// memory device. What has not been added costs nothing.
+    pub hotplug_mib: u32,
     /// CPUs announced to the guest, at least 1. The guest starts with one (`maxcpus=1`); the agent puts more online.
     pub vcpus: u8,
     /// Appended to the kernel command line the VMM makes.
@@ -89,6 +96,12 @@ pub enum Action {
     /// the relay's socket, and the relay's memory file (`monohull-fs-protocol`). When the server is lost, the guest's
     /// requests fail with EIO.
     AttachFs,
+    /// Sets how much memory the guest should have beyond [`VmConfig::memory_mib`]. It takes or gives back blocks until
+    /// that is so, which [`Event::MemoryReached`] tells; a guest may never give back what it uses.
+    SetMemory {
+        /// MiB, rounded up to a multiple of 2.
+        mib: u32,
+    },
     /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
     Stop,
 }
@@ -123,6 +136,11 @@ pub enum Done {
         /// Length in sectors.
         sectors: u64,
     },
+    /// What the guest has of added memory. If it is what was asked for, no event follows.
+    Memory {
+        /// MiB.
+        plugged_mib: u32,
+    },
     /// Nothing to tell.
     Ok,
 }
@@ -141,6 +159,11 @@ pub enum Event {
     GuestConnected {
         /// The host port.
         port: u32,
+    },
+    /// The guest has as much added memory as the last [`Action::SetMemory`] said. At most once for each of them.
+    MemoryReached {
+        /// MiB.
+        mib: u32,
     },
     /// The VM has ended. Always the last message.
     Exited {
@@ -165,6 +188,12 @@ pub enum ExitReason {
     /// The guest kernel gave up for want of memory.
     #[error("guest out of memory: {0}; give the pod more memory")]
     GuestOutOfMemory(String),
+    /// The VMM was killed for want of memory on the host. Its owner says so, it can't itself.
+    #[error(
+        "the host's OOM killer has killed the VMM: raise the pod's memory limit or its RuntimeClass's overhead, or free \
+         memory on the host"
+    )]
+    HostOutOfMemory,
     /// The virtual CPU shut down on an unhandled fault.
     #[error("guest triple fault")]
     TripleFault,

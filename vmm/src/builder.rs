@@ -8,31 +8,32 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddressSpace;
 
-use crate::api::{FdRole, GUEST_CID, VmConfig};
+use crate::api::{Event, FdRole, FromVmm, GUEST_CID, MAX_MEMORY_MIB, MEMORY_STEP_MIB, VmConfig};
 use crate::bus::Bus;
-use crate::control::{FsPort, Handles, Outbox};
+use crate::control::{FsPort, Handles, Outbox, to_mib};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::ImageDisk;
 use crate::devices::fs::Fs;
+use crate::devices::mem::{Mem, SLOT};
 use crate::devices::net::Net;
 use crate::devices::rng::Rng;
 use crate::devices::serial::Console;
 use crate::devices::vsock::Vsock;
+use crate::hotplug::Hotplug;
 use crate::marks::Marks;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, AddressRange, MemoryError};
 use crate::virtio::{GuestMemory, MmioTransport, VirtioDevice};
 use crate::vm::{self, Vm, VmError};
 use crate::x86::boot::{self, BootError, Payload};
 use crate::x86::cmdline::{self, CmdlineError};
 use crate::x86::cpuid::Cpu;
-use crate::x86::layout::{SERIAL_IRQ, VIRTIO_IRQS, ram};
+use crate::x86::layout::{SERIAL_IRQ, VIRTIO_IRQS, hotplug, ram};
 use crate::x86::{mptable, msrs, regs};
 
 /// Least guest memory in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
-/// Most guest memory in MiB: all addresses stay below 2^43, which any host can map.
-const MAX_MEMORY_MIB: u32 = 4 << 20;
 
 /// The VM can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +126,7 @@ pub(crate) fn build(
     marks.note("kvm ready");
 
     let console = fds.find(FdRole::Console).map(|output| console(&vm, output)).transpose()?;
-    let (devices, handles) = devices(config, &mut fds, &memory, outbox)?;
+    let (devices, handles) = devices(config, &mut fds, &memory, &vm, outbox)?;
     let transports = connect(&vm, &devices, &memory)?;
     marks.note("devices ready");
 
@@ -133,7 +134,7 @@ pub(crate) fn build(
     let mut kernel = fds.take(FdRole::Kernel)?;
     let mut initramfs = fds.find(FdRole::Initramfs);
     let payload = Payload { kernel: &mut kernel, initramfs: initramfs.as_mut(), cmdline: &cmdline };
-    let entry = boot::load(&memory, bytes, config.vcpus, payload)?;
+    let entry = boot::load(&memory.memory(), bytes, config.vcpus, payload)?;
     if let Some(boot_cpu) = cpus.first() {
         regs::set(boot_cpu, entry).map_err(BuildError::Registers)?;
         msrs::set(boot_cpu);
@@ -150,18 +151,19 @@ fn devices(
     config: &VmConfig,
     fds: &mut Descriptors,
     memory: &GuestMemory,
+    vm: &Vm,
     outbox: &Outbox,
 ) -> Result<(Vec<Device>, Handles), BuildError> {
     let cant = |device| move |error| BuildError::Device(device, error);
     let disk = Arc::new(Mutex::new(ImageDisk::new().map_err(cant("image disk"))?));
     let rng = Arc::new(Mutex::new(Rng::new().map_err(cant("entropy device"))?));
-    let balloon = Arc::new(Mutex::new(Balloon::new(memory.clone()).map_err(cant("balloon"))?));
+    let balloon = Arc::new(Mutex::new(Balloon::new(memory).map_err(cant("balloon"))?));
     let fs = Arc::new(Mutex::new(Fs::new().map_err(cant("device for host directories"))?));
     let mut handles = Handles {
         disk: Some(disk.clone()),
         balloon: Some(balloon.clone()),
         fs: Some(Arc::new(Mutex::new(FsPort::new(fs.clone())))),
-        nics: Vec::new(),
+        ..Handles::default()
     };
     let mut devices = vec![
         Device { model: disk, thread: Thread::Disk },
@@ -176,12 +178,32 @@ fn devices(
         devices.push(Device { model: Arc::new(Mutex::new(vsock)), thread: Thread::Main });
     }
     devices.push(Device { model: fs, thread: Thread::OnAttach });
+    if config.hotplug_mib >= MEMORY_STEP_MIB {
+        let mem = Arc::new(Mutex::new(memory_device(config, memory, vm, outbox)?));
+        handles.memory = Some(mem.clone());
+        devices.push(Device { model: mem, thread: Thread::Main });
+    }
     for _ in 0..config.nics {
         let nic = Arc::new(Mutex::new(Net::new().map_err(cant("network interface"))?));
         handles.nics.push(nic.clone());
         devices.push(Device { model: nic, thread: Thread::Main });
     }
     Ok((devices, handles))
+}
+
+fn memory_device(
+    config: &VmConfig,
+    memory: &GuestMemory,
+    vm: &Vm,
+    outbox: &Outbox,
+) -> Result<Mem, BuildError> {
+    let region = hotplug(u64::from(config.memory_mib) << 20, u64::from(config.hotplug_mib) << 20, SLOT);
+    let range = AddressRange::reserve(region.start, region.end - region.start, config.huge_pages)?;
+    let reserve = Hotplug { range, slots: vm.slots(), memory: memory.clone() };
+    let outbox = outbox.clone();
+    let reached = move |bytes| outbox.post(FromVmm::Event(Event::MemoryReached { mib: to_mib(bytes) }));
+    Mem::new(memory, region, Box::new(reserve), Box::new(reached))
+        .map_err(|error| BuildError::Device("memory device", error))
 }
 
 /// Gives each device its registers, its interrupt and its kicks.
@@ -212,12 +234,14 @@ fn check(config: &VmConfig) -> Result<(), BuildError> {
         }
     };
     limit("memory_mib", config.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
+    limit("hotplug_mib", config.hotplug_mib, 0, MAX_MEMORY_MIB)?;
     limit("vcpus", config.vcpus.into(), 1, mptable::MAX_CPUS.into())?;
     limit("nics", config.nics.into(), 0, MAX_NICS)
 }
 
-/// Image disk, entropy, balloon, vsock and host directories have an interrupt each; network interfaces share out the rest.
-const MAX_NICS: u32 = VIRTIO_IRQS.end - VIRTIO_IRQS.start - 5;
+/// Image disk, entropy, balloon, vsock, host directories and memory have an interrupt each; network interfaces share out
+/// the rest.
+const MAX_NICS: u32 = VIRTIO_IRQS.end - VIRTIO_IRQS.start - 6;
 
 /// The descriptors of a configuration, by their role.
 #[derive(Debug)]
@@ -258,6 +282,7 @@ mod tests {
         VmConfig {
             name: "pod".into(),
             memory_mib: 32,
+            hotplug_mib: 0,
             vcpus: 1,
             cmdline: String::new(),
             nics: 0,

@@ -42,6 +42,12 @@ pub(crate) trait Nic: Send {
     fn attach(&mut self, tap: File) -> Result<(), DeviceError>;
 }
 
+/// The memory device, as the owner reaches it.
+pub(crate) trait Memory: Send {
+    /// Sets how much memory the guest should have beyond its first, in MiB. Returns how much it has.
+    fn request(&mut self, mib: u32) -> Result<u32, DeviceError>;
+}
+
 /// The balloon, as the owner reaches it.
 pub(crate) trait Balloon: Send {
     /// Sets how much memory the guest is to give up.
@@ -69,6 +75,17 @@ impl Nic for Net {
     fn attach(&mut self, tap: File) -> Result<(), DeviceError> {
         Ok(Net::attach(self, tap)?)
     }
+}
+
+impl Memory for devices::mem::Mem {
+    fn request(&mut self, mib: u32) -> Result<u32, DeviceError> {
+        Ok(to_mib(devices::mem::Mem::request(self, mib)?.plugged))
+    }
+}
+
+/// Sizes of a VM's memory fit.
+pub(crate) fn to_mib(bytes: u64) -> u32 {
+    u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
 }
 
 impl Balloon for devices::balloon::Balloon {
@@ -110,6 +127,8 @@ pub(crate) struct Handles {
     pub balloon: Option<Arc<Mutex<dyn Balloon>>>,
     /// The device for host directories.
     pub fs: Option<Arc<Mutex<dyn HostDirectories>>>,
+    /// The memory device.
+    pub memory: Option<Arc<Mutex<dyn Memory>>>,
 }
 
 impl std::fmt::Debug for Handles {
@@ -283,6 +302,16 @@ impl Control {
                     .attach(channel, memory.into())
                     .map_err(|error| failed(&crate::describe(error.as_ref())))?;
                 Ok(Done::Ok)
+            }
+            Action::SetMemory { mib } => {
+                let failed =
+                    |why: &dyn std::fmt::Display| format!("can't add {mib} MiB to the guest's memory: {why}");
+                let memory =
+                    self.handles.memory.as_ref().ok_or_else(|| failed(&"this VM has no memory device"))?;
+                let plugged_mib = crate::lock(memory)
+                    .request(mib)
+                    .map_err(|error| failed(&crate::describe(error.as_ref())))?;
+                Ok(Done::Memory { plugged_mib })
             }
             Action::Stop => Ok(Done::Ok),
         }

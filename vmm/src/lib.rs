@@ -14,6 +14,7 @@ mod control;
 pub mod devices;
 mod ending;
 mod event_loop;
+mod hotplug;
 pub mod ipc;
 mod machine;
 mod marks;

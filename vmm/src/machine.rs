@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sys::prctl;
+use vm_memory::GuestAddressSpace;
 
 use crate::api::{Event, ExitReason, FromVmm, VmConfig};
 use crate::builder::{self, Built, Thread};
@@ -117,7 +118,7 @@ impl Machine {
         Some(match reason {
             // The way a panic ends too, told apart by what the guest kernel left.
             ExitReason::GuestShutdown | ExitReason::TripleFault => {
-                panic_record::read(&self.memory).unwrap_or(reason)
+                panic_record::read(&self.memory.memory()).unwrap_or(reason)
             }
             other => other,
         })

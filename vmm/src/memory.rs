@@ -1,4 +1,5 @@
-//! Guest memory: anonymous, private to this process, taken from the host page by page as the guest touches it.
+//! Guest memory: anonymous, private to this process, taken from the host page by page as the guest touches it. What the
+//! guest may get later is a range of addresses without access until then.
 
 // Mapping memory and advising the kernel on it have no safe interface.
 #![allow(unsafe_code)]
@@ -6,10 +7,9 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use nix::libc::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::virtio::GuestMemory;
@@ -39,12 +39,63 @@ pub(crate) fn allocate(ram: &[(u64, u64)], huge_pages: bool) -> Result<GuestMemo
         regions.push(region(start, len, huge_pages).map_err(failed)?);
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(io::Error::other(e)))?;
-    Ok(Arc::new(memory))
+    Ok(GuestMemory::new(memory))
+}
+
+/// Guest addresses, and addresses of this process for them, that become guest memory from their beginning on. Neither
+/// memory nor page tables are taken for what has not.
+#[derive(Debug)]
+pub(crate) struct AddressRange {
+    start: u64,
+    base: NonNull<u8>,
+    len: usize,
+    used: usize,
+}
+
+// SAFETY: the pointer is an address to hand on; nothing is read or written through it here.
+unsafe impl Send for AddressRange {}
+
+impl AddressRange {
+    /// Reserves `len` bytes, a multiple of [`HUGE_PAGE`], for guest address `start`. They stay so until the process ends.
+    pub(crate) fn reserve(start: u64, len: u64, huge_pages: bool) -> Result<Self, MemoryError> {
+        let failed = |source| MemoryError { mib: len >> 20, source };
+        let len = usize::try_from(len).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
+        let base = map_aligned(len, ProtFlags::PROT_NONE).and_then(|base| advise(base, len, huge_pages));
+        Ok(Self { start, base: base.map_err(failed)?, len, used: 0 })
+    }
+
+    /// What follows the memory there is, up to `bytes` from the beginning, as memory. Unless [`Self::keep`] is called it
+    /// will be the same the next time.
+    pub(crate) fn next(&self, bytes: u64) -> io::Result<GuestRegionMmap> {
+        let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= self.len);
+        let len = bytes.and_then(|bytes| bytes.checked_sub(self.used)).filter(|len| *len > 0);
+        let len = len.ok_or(io::ErrorKind::InvalidInput)?;
+        let start = self.start + self.used as u64;
+        // SAFETY: `used + len` is at most the length of the mapping, which is ours and stays. The range was without
+        // access, or it has been made accessible before to no effect: nobody relies on its protection.
+        unsafe {
+            let memory = self.base.byte_add(self.used);
+            mprotect(memory.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+            as_region(memory, start, len)
+        }
+    }
+
+    /// The first `bytes` bytes are in use.
+    pub(crate) fn keep(&mut self, bytes: u64) {
+        self.used = usize::try_from(bytes).unwrap_or(self.len).min(self.len);
+    }
 }
 
 fn region(start: u64, len: usize, huge_pages: bool) -> io::Result<GuestRegionMmap> {
-    let memory = map_aligned(len)?;
-    // SAFETY: the advice concerns only the mapping just made; neither kind changes what is in it.
+    let memory = map_aligned(len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let memory = advise(memory, len, huge_pages)?;
+    // SAFETY: the mapping was just made, it has this length, and nobody unmaps it.
+    unsafe { as_region(memory, start, len) }
+}
+
+/// Tells the kernel what a new mapping is for.
+fn advise(memory: NonNull<u8>, len: usize, huge_pages: bool) -> io::Result<NonNull<u8>> {
+    // SAFETY: the advice concerns only a mapping of ours; neither kind changes what is in it.
     unsafe {
         // Guest memory holds the pod's secrets, and would make every core dump as large as the guest.
         madvise(memory.cast(), len, MmapAdvise::MADV_DONTDUMP)?;
@@ -53,19 +104,28 @@ fn region(start: u64, len: usize, huge_pages: bool) -> io::Result<GuestRegionMma
             let _ = madvise(memory.cast(), len, MmapAdvise::MADV_HUGEPAGE);
         }
     }
+    Ok(memory)
+}
+
+/// Guest memory at guest address `start`.
+///
+/// # Safety
+///
+/// `memory` must point to `len` readable and writable bytes of a private anonymous mapping that is never unmapped.
+unsafe fn as_region(memory: NonNull<u8>, start: u64, len: usize) -> io::Result<GuestRegionMmap> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    // SAFETY: the mapping has this length and these flags, and nobody unmaps it.
-    let mapping = unsafe { MmapRegion::build_raw(memory.as_ptr(), len, PROT_READ | PROT_WRITE, flags) }
-        .map_err(io::Error::other)?;
+    // SAFETY: as the caller promises.
+    let mapping = unsafe { MmapRegion::build_raw(memory.as_ptr(), len, PROT_READ | PROT_WRITE, flags) };
+    let mapping = mapping.map_err(io::Error::other)?;
     GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Maps `len` bytes at a multiple of [`HUGE_PAGE`], which older kernels do not do by themselves.
-fn map_aligned(len: usize) -> io::Result<NonNull<u8>> {
+fn map_aligned(len: usize, access: ProtFlags) -> io::Result<NonNull<u8>> {
     let total = len.checked_add(HUGE_PAGE).and_then(NonZeroUsize::new).ok_or(io::ErrorKind::OutOfMemory)?;
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
-    let base = unsafe { mmap_anonymous(None, total, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+    let base = unsafe { mmap_anonymous(None, total, access, flags) }?;
     let head = base.as_ptr().align_offset(HUGE_PAGE);
     let tail = HUGE_PAGE.checked_sub(head).ok_or(io::ErrorKind::InvalidData)?;
     // SAFETY: head + len + tail is the length of the mapping, so the aligned address is in it, and the two ends that
@@ -85,11 +145,11 @@ fn map_aligned(len: usize) -> io::Result<NonNull<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn memory_is_zero_writable_and_aligned_to_huge_pages() {
-        let memory = allocate(&[(0, 32 << 20), (4 << 30, 4 << 20)], true).unwrap();
+        let memory = allocate(&[(0, 32 << 20), (4 << 30, 4 << 20)], true).unwrap().memory();
         for region in memory.iter() {
             assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
         }
@@ -99,6 +159,26 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 7);
         assert!(memory.write_obj(7u64, GuestAddress(32 << 20)).is_err());
         assert_eq!(memory.iter().map(|r| r.len()).sum::<u64>(), 36 << 20);
+    }
+
+    #[test]
+    fn a_reserved_range_becomes_memory_from_its_beginning_on() {
+        const HALF: u64 = 2 << 20;
+        let mut range = AddressRange::reserve(4 << 30, 2 * HALF, true).unwrap();
+        assert!(range.next(3 * HALF).is_err(), "beyond its end");
+
+        let first = range.next(HALF).unwrap();
+        assert_eq!((first.start_addr().0, first.len()), (4 << 30, HALF));
+        assert_eq!(range.next(HALF).unwrap().as_ptr(), first.as_ptr(), "the same until it is kept");
+        range.keep(HALF);
+        assert!(range.next(HALF).is_err(), "nothing to add");
+        let second = range.next(2 * HALF).unwrap();
+        assert_eq!(second.start_addr().0, (4 << 30) + HALF);
+
+        let memory = GuestMemoryMmap::from_regions(vec![first, second]).unwrap();
+        let across = GuestAddress((4 << 30) + HALF - 4);
+        memory.write_slice(&[7; 8], across).unwrap();
+        assert_eq!(memory.read_obj::<u64>(across).unwrap(), 0x0707_0707_0707_0707);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
 use crate::memory::{self, MemoryError};
 use crate::vm::{self, Vm, VmError};
@@ -69,8 +69,8 @@ pub enum ProbeError {
 pub fn probe_speed(kvm: &File) -> Result<Speed, ProbeError> {
     let kvm = vm::open(kvm.try_clone().map_err(ProbeError::Duplicate)?)?;
     let memory = memory::allocate(&[(0, 2 << 20)], false)?;
-    memory.write_slice(&PROGRAM, GuestAddress(CODE))?;
-    regs::write_tables(&memory)?;
+    memory.memory().write_slice(&PROGRAM, GuestAddress(CODE))?;
+    regs::write_tables(&memory.memory())?;
     let vm = Vm::new(&kvm, memory)?;
     let mut vcpu = vm.create_cpu(Cpu { id: 0, count: 1 })?;
     regs::set(&vcpu, CODE)?;

@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::virtio::{GuestMemory, VirtioDevice};
@@ -63,12 +64,19 @@ fn cant(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 /// A virtual machine.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     supported: Vec<kvm_cpuid_entry2>,
     tsc_deadline: bool,
     max_cpus: usize,
-    // Declared last: slots refer to this memory until the VM is closed.
-    _memory: GuestMemory,
+    memory: GuestMemory,
+}
+
+/// The VM's memory slots, to which more can be added. All memory stays mapped until the process ends, and with it what
+/// slots refer to.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    fd: Arc<VmFd>,
+    next: u32,
 }
 
 /// Adopts an open `/dev/kvm`.
@@ -97,16 +105,24 @@ impl Vm {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cant("report the CPUID it supports"))?;
         let fd = kvm.create_vm().map_err(cant("create a VM"))?;
-        set_memory(&fd, &memory)?;
+        for (slot, region) in (0u32..).zip(memory.memory().iter()) {
+            set_slot(&fd, slot, region)?;
+        }
         fd.set_tss_address(KVM_TSS as usize).map_err(cant("set the TSS address"))?;
         fd.create_irq_chip().map_err(cant("create interrupt controllers"))?;
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             supported: supported.as_slice().to_vec(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             max_cpus: kvm.get_max_vcpus(),
-            _memory: memory,
+            memory,
         })
+    }
+
+    /// The slots that there are.
+    pub(crate) fn slots(&self) -> Slots {
+        let next = u32::try_from(self.memory.memory().iter().count()).unwrap_or(u32::MAX);
+        Slots { fd: self.fd.clone(), next }
     }
 
     /// Makes one CPU. The first (id 0) starts where its registers say, the others when the guest starts them.
@@ -135,17 +151,23 @@ impl Vm {
     }
 }
 
-fn set_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), VmError> {
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is mapped, and stays so until after the VM is closed: the Vm holds on to it.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(cant("use the guest's memory"))?;
+impl Slots {
+    /// Gives the VM one more region of memory, made by [`crate::memory`].
+    pub(crate) fn add(&mut self, region: &GuestRegionMmap) -> Result<(), VmError> {
+        set_slot(&self.fd, self.next, region)?;
+        self.next += 1;
+        Ok(())
     }
-    Ok(())
+}
+
+fn set_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap) -> Result<(), VmError> {
+    let slot = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is mapped, and stays so until the process ends and with it the VM.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(cant("use the guest's memory"))
 }

@@ -36,6 +36,7 @@ impl Setup {
         let config = VmConfig {
             name: "test".into(),
             memory_mib: 32,
+            hotplug_mib: 0,
             vcpus: 1,
             cmdline: String::new(),
             nics: 0,
@@ -269,6 +270,18 @@ fn extents_are_appended_one_after_the_other_and_odd_ones_refused() {
 }
 
 #[test]
+fn memory_is_there_from_the_moment_it_is_added() {
+    let mut setup = Setup::new(&guests::wait_for_memory_at_4_gib());
+    setup.config.hotplug_mib = 300;
+    let vm = setup.start();
+    vm.expect_started();
+    let refused = vm.ask(Action::SetMemory { mib: 257 }, &[]).unwrap_err();
+    assert!(refused.ends_with("257 MiB are more than the 256 MiB this VM can be given"), "{refused}");
+    assert_eq!(vm.ask(Action::SetMemory { mib: 1 }, &[]), Ok(Done::Memory { plugged_mib: 0 }));
+    assert_eq!(vm.end(), (ExitReason::GuestShutdown, 0));
+}
+
+#[test]
 fn requests_for_devices_the_vm_lacks_are_refused_and_it_runs_on() {
     let vm = Setup::new(&guests::HALT).start();
     vm.expect_started();
@@ -276,6 +289,8 @@ fn requests_for_devices_the_vm_lacks_are_refused_and_it_runs_on() {
     assert!(refused.contains("this VM has 0 network interfaces"), "{refused}");
     let refused = vm.ask(Action::AddExtent { read_only: true }, &[]).unwrap_err();
     assert!(refused.contains("0 file descriptors"), "{refused}");
+    let refused = vm.ask(Action::SetMemory { mib: 1 }, &[]).unwrap_err();
+    assert!(refused.contains("this VM has no memory device"), "{refused}");
     assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
     assert_eq!(vm.end().0, ExitReason::Stopped);
 }

@@ -95,8 +95,26 @@ impl Pod {
 
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
-        let Prepared { id, bundle, pids_of, stdio, spec, storages, volumes } = prepared;
+        let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
+        match self.create_reserved(prepared).await {
+            Ok((process, exported)) => {
+                reservation.keep(process.clone(), exported);
+                self.timeline.mark("container created");
+                self.note_container(id, bundle)?;
+                Ok(process)
+            }
+            Err(error) => {
+                self.shrink(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes room for the container, and creates it.
+    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Vec<Exported>), PodError> {
+        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, .. } = prepared;
+        let mib = self.fit(|demand| demand.add(&id, limits)).await?;
         let disk = self.add_storages(storages);
         let share = self.share_volumes(volumes);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
@@ -114,12 +132,13 @@ impl Pod {
             Ok(pid) => pid,
             Err(error) => return Err(self.link.error(error).await),
         };
-        let key = ProcessKey { container: id.clone(), exec: String::new() };
+        self.vm.memory_taken(mib).await?;
+        if limits.is_some() {
+            self.share_oom_score(&spec);
+        }
+        let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        reservation.keep(process.clone(), exported);
-        self.timeline.mark("container created");
-        self.note_container(id, bundle)?;
-        Ok(process)
+        Ok((process, exported))
     }
 
     /// Creates and starts a further process in a running container.
@@ -182,6 +201,7 @@ impl Pod {
             }
         }
         self.containers.remove(container);
+        self.shrink(container).await;
         self.state.change(|state| state.containers.retain(|c| c.id != container))?;
         Ok(())
     }

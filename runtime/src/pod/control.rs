@@ -38,11 +38,15 @@ impl Pod {
     /// Changes a container's limits; what `resources` leaves out stays.
     pub async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<(), PodError> {
         self.containers.init(container)?;
+        let limits = resources.clone();
         let resources = spec::to_json(&spec::resources(resources)?)?;
-        match self.link.agent.update(container, resources).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.link.error(error).await),
-        }
+        let set = async {
+            match self.link.agent.update(container, resources).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.link.error(error).await),
+            }
+        };
+        self.resize(container, &limits, set).await
     }
 
     /// What a container has used so far, or with `None` all containers of the pod: a message of type

@@ -16,8 +16,7 @@ fn pod_config(host: &Host) -> PodConfig {
         id: "p1".into(),
         namespace: "n".into(),
         own_pids: false,
-        memory_mib: 128,
-        cpus: 2,
+        demand: Demand::default(),
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
@@ -81,14 +80,18 @@ async fn a_container_is_created_run_and_removed_in_order() {
     pod.delete_container("c1").await.unwrap();
     assert_eq!(pod.shutdown().await.unwrap(), ExitReason::GuestShutdown);
 
+    let cpus = crate::size::Host::own().cpus.min(8);
+    let boot = format!("boot p1 nics=0 cpus={cpus}");
     let expected = [
-        "boot p1 nics=0 cpus=2",
+        boot.as_str(),
+        "memory 521",
         "sandbox p1 entropy=64 random=true",
         "extent at 0 read_only=true",
         "container c1 erofs+tmpfs+overlay",
         "start c1",
         "signal c1 15 all=false",
         "delete c1",
+        "memory 0",
         "shutdown",
     ];
     assert_eq!(host.calls(), expected);
@@ -114,6 +117,64 @@ async fn the_state_file_tells_owner_vmm_and_containers_while_the_pod_lives() {
     pod.shutdown().await.unwrap();
     assert!(!state_dir(&host).exists());
     assert!(!runs(pod.vmm_pid()));
+}
+
+fn resources(json: serde_json::Value) -> oci_spec::runtime::LinuxResources {
+    serde_json::from_value(json).unwrap()
+}
+
+/// What the VMM and the agent were asked that concerns sizes.
+fn sizes(host: &Host) -> Vec<String> {
+    let is_size = |call: &String| call.starts_with("memory ") || call.starts_with("cpus ");
+    host.calls().into_iter().filter(is_size).collect()
+}
+
+#[tokio::test]
+async fn a_pod_grows_and_shrinks_with_its_containers_and_their_updates() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 128);
+    let process = pod.create_container(container_config(&host, "c1")).await.unwrap();
+    let limit = resources(serde_json::json!({ "memory": { "limit": 63 << 20 } }));
+    pod.resize("c1", &limit, async { Ok(()) }).await.unwrap();
+    let shares = resources(serde_json::json!({ "cpu": { "shares": 2 } }));
+    pod.resize("c1", &shares, async { Ok(()) }).await.unwrap();
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 192);
+    let fails = async { Err(PodError::Precondition("no".into())) };
+    let more = resources(serde_json::json!({ "memory": { "limit": 630 << 20 } }));
+    assert!(matches!(pod.resize("c1", &more, fails).await, Err(PodError::Precondition(_))));
+    process.signal(9, true).await.unwrap();
+    process.wait().await;
+    pod.delete_container("c1").await.unwrap();
+    assert_eq!(sizes(&host), ["memory 0", "memory 521", "memory 64", "memory 640", "memory 64", "memory 0"]);
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_fails_takes_no_memory() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    pod.create_container(container_config(&host, "no-program")).await.unwrap_err();
+    assert_eq!(sizes(&host), ["memory 0", "memory 521", "memory 0"]);
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn more_cpus_than_the_vm_was_made_with_are_refused() {
+    let host = Host::new(Mode::Good);
+    let mut config = pod_config(&host);
+    config.settings.max_cpus = 1;
+    let (pod, _process) = Pod::start_with(config, container_config(&host, "c1")).await.unwrap();
+    let cpus = crate::size::Host::own().cpus;
+    let more = resources(serde_json::json!({ "cpu": { "quota": 200_000, "period": 100_000 } }));
+    match pod.resize("c1", &more, async { Ok(()) }).await {
+        // A host with one CPU has no more to give.
+        Ok(()) => assert_eq!(cpus, 1),
+        Err(error) => {
+            assert!(error.to_string().contains("need 2 CPUs together, its VM can have 1"), "{error}")
+        }
+    }
+    pod.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -149,7 +210,7 @@ async fn a_vm_that_ends_before_its_agent_is_ready_says_why_and_leaves_nothing() 
         (Mode::Resets, "guest failure: it reset itself before its agent was ready"),
         (Mode::Exits, "VMM failure: exited with status 3"),
         (Mode::Babbles, "VMM failure: sent an invalid message"),
-        (Mode::IsKilled, "VMM failure: killed by SIGKILL (the host's OOM killer?)"),
+        (Mode::IsKilled, "VMM failure: killed by SIGKILL"),
     ] {
         let host = Host::new(mode);
         let error = Pod::start(pod_config(&host)).await.unwrap_err();

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, Ended};
+use crate::cgroup::OomCounter;
 use crate::timeline::Timeline;
 use crate::{sys, text};
 
@@ -25,16 +26,21 @@ const MAX_MARKS: usize = 32;
 /// Most characters taken of a text that the VMM or guest wrote.
 const MAX_TEXT: usize = 512;
 
-/// Who waits for the agent's connection, and where the VMM's marks go.
+/// Who waits for the agent's connection, and where the VMM's marks and the guest's memory in MiB are noted.
 #[derive(Debug)]
 pub(super) struct Expected {
     agent: Option<oneshot::Sender<UnixStream>>,
+    memory: watch::Sender<u32>,
     timeline: Timeline,
 }
 
 impl Expected {
-    pub(super) fn new(agent: oneshot::Sender<UnixStream>, timeline: Timeline) -> Self {
-        Self { agent: Some(agent), timeline }
+    pub(super) fn new(
+        agent: oneshot::Sender<UnixStream>,
+        memory: watch::Sender<u32>,
+        timeline: Timeline,
+    ) -> Self {
+        Self { agent: Some(agent), memory, timeline }
     }
 }
 
@@ -48,6 +54,7 @@ pub(super) struct Owner {
     commands: mpsc::UnboundedReceiver<Command>,
     ended: watch::Sender<Option<Ended>>,
     expected: Expected,
+    oom: Option<OomCounter>,
     outgoing: VecDeque<(Request, Vec<OwnedFd>)>,
     pending: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
     next_id: u64,
@@ -71,6 +78,7 @@ impl Owner {
             commands,
             ended,
             expected,
+            oom: OomCounter::of_own_cgroup(),
             outgoing,
             pending,
             next_id: 1,
@@ -98,6 +106,8 @@ impl Owner {
                 received = receive(&self.socket, &self.vmm), if open => open = self.take(received),
                 sent = send(&self.socket, &self.vmm, self.outgoing.front()), if open => match sent {
                     Ok(()) => drop(self.outgoing.pop_front()),
+                    // It has closed its end: its last words are still to be read.
+                    Err(e) if is_closed(&e) => self.outgoing.clear(),
                     Err(e) => self.end(ExitReason::Failure(format!("cannot be written to: {e}"))),
                 },
             }
@@ -108,7 +118,7 @@ impl Owner {
         let pid = self.vmm.pid();
         // The process has ended: this does not wait, it reaps.
         let status = self.vmm.wait();
-        let reason = self.reason.take().unwrap_or_else(|| ExitReason::Failure(death(status)));
+        let reason = self.reason.take().unwrap_or_else(|| self.death(status));
         tracing::info!(pid, reason = %reason, step = "vm ended");
         // Whoever waits for an answer learns from its dropped sender; the end must be known by then.
         self.ended.send_replace(Some(Ended { reason, at: SystemTime::now() }));
@@ -149,6 +159,8 @@ impl Owner {
                 self.kill();
                 return false;
             }
+            // It closed its end without having read all requests; what it sent before comes next.
+            Err(e) if is_closed(&e) => {}
             Err(e) => {
                 self.end(ExitReason::Failure(format!("sent an invalid message: {e}")));
                 return false;
@@ -158,6 +170,9 @@ impl Owner {
     }
 
     fn reply(&mut self, reply: Reply) {
+        if let Ok(Done::Memory { plugged_mib }) = reply.result {
+            self.expected.memory.send_replace(plugged_mib);
+        }
         if let Some(waiting) = self.pending.remove(&reply.id) {
             // Nobody waits any more when its deadline has passed.
             let _ = waiting.send(reply.result.map_err(|e| text::untrusted(&e, MAX_TEXT)));
@@ -181,6 +196,7 @@ impl Owner {
                 }
             }
             Event::GuestConnected { .. } => {}
+            Event::MemoryReached { mib } => drop(self.expected.memory.send_replace(mib)),
             // The VMM's last words: it has nothing left to do.
             Event::Exited { reason: ExitReason::GuestShutdown } if self.expected.agent.is_some() => {
                 self.end(ExitReason::GuestFailure("it reset itself before its agent was ready".into()));
@@ -189,12 +205,23 @@ impl Owner {
         }
     }
 
+    /// Names the end of a VMM that did not say why.
+    fn death(&self, status: io::Result<ExitStatus>) -> ExitReason {
+        let killed = status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
+        if killed && self.oom.as_ref().is_some_and(OomCounter::has_counted) {
+            return ExitReason::HostOutOfMemory;
+        }
+        ExitReason::Failure(death(status))
+    }
+
     /// Reads what the VMM left behind, for its last words.
     fn drain(&mut self) {
         loop {
             match self.vmm.receive() {
                 Ok(Some((FromVmm::Event(event), fds))) => self.event(event, fds),
                 Ok(Some(_)) => {}
+                // Told once, before what is left.
+                Err(e) if is_closed(&e) => {}
                 Ok(None) | Err(_) => return,
             }
         }
@@ -215,6 +242,10 @@ async fn send(
     socket.async_io(Interest::WRITABLE, |_| vmm.send(request, &fds)).await
 }
 
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 fn into_stream(fd: OwnedFd) -> Option<UnixStream> {
     let stream = std::os::unix::net::UnixStream::from(fd);
     stream.set_nonblocking(true).ok()?;
@@ -233,14 +264,13 @@ fn bounded(reason: ExitReason) -> ExitReason {
     }
 }
 
-/// Names the end of a VMM that did not say why.
 fn death(status: io::Result<ExitStatus>) -> String {
     let status = match status {
         Ok(status) => status,
         Err(e) => return format!("cannot be waited for: {e}"),
     };
     match (status.signal(), status.code()) {
-        (Some(libc::SIGKILL), _) => "killed by SIGKILL (the host's OOM killer?)".into(),
+        (Some(libc::SIGKILL), _) => "killed by SIGKILL".into(),
         (Some(signal), _) => match Signal::try_from(signal) {
             Ok(signal) => format!("killed by {signal}"),
             Err(_) => format!("killed by signal {signal}"),

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use monohull_runtime::pod::{PodConfig, PodError};
 use monohull_runtime::settings::Settings;
-use monohull_runtime::size::Size;
+use monohull_runtime::size::Demand;
 
 use super::{End, PodTasks, Vm, link_state, pod_config};
 use crate::error::{TaskError, chain};
@@ -90,9 +90,9 @@ impl<G: Guest> PodTasks<G> {
         let files = SandboxFiles::write(&bundle, &config)?;
         let spec = sandbox_config::spec(&config, request)?;
         link_state(&settings, &self.info, &bundle);
-        let size = Size::for_pod(&spec, &settings).map_err(PodError::from)?;
+        let demand = Demand::of_pod(&spec).map_err(PodError::from)?;
         // There is no pause container whose processes others could share.
-        let config = PodConfig { own_pids: true, ..pod_config(settings, size, &self.info, &spec) };
+        let config = PodConfig { own_pids: true, ..pod_config(settings, demand, &self.info, &spec) };
         let vm = G::start(config).await?;
         self.keep(vm);
         Ok(Sandbox { created_at: SystemTime::now(), started: AtomicBool::new(false), files })

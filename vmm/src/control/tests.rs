@@ -42,6 +42,12 @@ impl HostDirectories for Fake {
     }
 }
 
+impl Memory for Fake {
+    fn request(&mut self, mib: u32) -> Result<u32, DeviceError> {
+        Ok(mib / 2)
+    }
+}
+
 impl Balloon for Fake {
     fn set_target(&mut self, mib: u32) {
         self.mib = mib;
@@ -66,6 +72,7 @@ impl Setup {
             nics: vec![device.clone()],
             balloon: Some(device.clone()),
             fs: Some(device.clone()),
+            memory: Some(device.clone()),
         };
         let ending = Ending::new().unwrap();
         let channel = Arc::new(channel);
@@ -99,6 +106,7 @@ fn requests_reach_their_device_and_are_answered() {
     assert_eq!(setup.ask(Action::AttachNic { nic: 0 }, &[null.as_fd()]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::SetBalloon { mib: 5 }, &[]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::AttachFs, &[null.as_fd(), null.as_fd()]), Ok(Done::Ok));
+    assert_eq!(setup.ask(Action::SetMemory { mib: 6 }, &[]), Ok(Done::Memory { plugged_mib: 3 }));
     let device = setup.device.lock().unwrap();
     assert_eq!((device.extents, device.taps, device.mib, device.servers), (1, 1, 5, 1));
 }

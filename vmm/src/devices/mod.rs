@@ -2,7 +2,9 @@
 
 pub mod balloon;
 pub mod blk;
+mod discard;
 pub mod fs;
+pub mod mem;
 pub mod net;
 mod queue;
 pub mod rng;

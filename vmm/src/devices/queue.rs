@@ -5,7 +5,7 @@ use std::io;
 
 use event_manager::{EventOps, EventSet, Events};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::virtio::{Active, Interrupt};
@@ -65,6 +65,7 @@ impl State {
     ) {
         let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
         let Some(queue) = queues.get_mut(index) else { return };
+        let mem = &*mem.memory();
         match drain(queue, mem, interrupt, |chain| answer(mem, chain)) {
             Ok(Drained::Empty) => {}
             Ok(Drained::More) => kicks.repeat(index),

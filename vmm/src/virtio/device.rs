@@ -2,13 +2,14 @@
 
 use event_manager::MutEventSubscriber;
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
 
-/// Guest memory as devices see it: a cheap handle, accessed through vm-memory's volatile API only.
-pub type GuestMemory = std::sync::Arc<GuestMemoryMmap>;
+/// Guest memory as devices see it: a cheap handle, accessed through vm-memory's volatile API only. It grows while the
+/// guest runs: a device takes what there is at the time (`memory()`) for each event anew.
+pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// What the driver negotiated, handed to the device at DRIVER_OK.
 #[derive(Debug)]

@@ -3,8 +3,6 @@
 // A mistake of the test itself should stop it.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
-use std::sync::Arc;
-
 use vm_memory::GuestMemoryMmap;
 
 use super::mock::{BUFFERS, MockDriver, REGIONS, WRITE};
@@ -83,7 +81,7 @@ impl<'a> Input<'a> {
 
 /// Guest memory like the mock driver's, but untouched: cheap to make for each run.
 pub fn memory() -> GuestMemory {
-    Arc::new(GuestMemoryMmap::from_ranges(&REGIONS).unwrap())
+    GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).unwrap())
 }
 
 /// Activates the driver's device and does to it what `input` says, until that is used up. `special` does what only this

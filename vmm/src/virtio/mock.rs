@@ -20,7 +20,7 @@ use event_manager::{EventManager, SubscriberOps};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Active, GuestMemory, Interrupt, VirtioDevice};
@@ -100,7 +100,10 @@ impl Ring {
 
 /// A device, the memory and queues of its driver, and the event loop between them.
 pub struct MockDriver<D: VirtioDevice> {
-    mem: GuestMemory,
+    /// As the test reads and writes it: what there was at first.
+    mem: Arc<GuestMemoryMmap>,
+    /// As the device sees it.
+    handle: GuestMemory,
     device: Arc<Mutex<D>>,
     events: EventManager<Arc<Mutex<D>>>,
     interrupt: Interrupt,
@@ -122,7 +125,7 @@ pub fn memory() -> GuestMemory {
     for (start, len) in REGIONS {
         mem.write_slice(&vec![CANARY; len], start).unwrap();
     }
-    Arc::new(mem)
+    GuestMemory::new(mem)
 }
 
 impl<D: VirtioDevice> MockDriver<D> {
@@ -141,7 +144,8 @@ impl<D: VirtioDevice> MockDriver<D> {
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(device.clone());
         Self {
-            mem,
+            mem: mem.memory().into_inner(),
+            handle: mem,
             device,
             events,
             interrupt,
@@ -173,7 +177,7 @@ impl<D: VirtioDevice> MockDriver<D> {
         }
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queues = self.rings.iter().map(|ring| ring.device_side(event_idx)).collect();
-        let active = Active { mem: self.mem.clone(), queues, features, interrupt: self.interrupt.clone() };
+        let active = Active { mem: self.handle.clone(), queues, features, interrupt: self.interrupt.clone() };
         self.device().activate(active).unwrap();
     }
 
@@ -190,8 +194,8 @@ impl<D: VirtioDevice> MockDriver<D> {
         self.device.lock().unwrap()
     }
 
-    /// Guest memory.
-    pub fn mem(&self) -> &GuestMemory {
+    /// Guest memory, as it was at first.
+    pub fn mem(&self) -> &GuestMemoryMmap {
         &self.mem
     }
 

@@ -67,6 +67,14 @@ pub(crate) fn ram(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// The guest addresses for memory that is added to a guest with `bytes` of memory: `more` bytes, at and up to a multiple of
+/// `step`.
+pub(crate) fn hotplug(bytes: u64, more: u64, step: u64) -> Range<u64> {
+    let end = ram(bytes).last().map_or(0, |(start, len)| start + len);
+    let start = end.max(DEVICE_WINDOW.end).next_multiple_of(step);
+    start..start + more / step * step
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +88,14 @@ mod tests {
                 assert!(start + len <= DEVICE_WINDOW.start || start >= DEVICE_WINDOW.end, "{mib} MiB");
             }
         }
+    }
+
+    #[test]
+    fn added_memory_begins_above_ram_and_devices() {
+        const STEP: u64 = 128 << 20;
+        assert_eq!(hotplug(128 << 20, STEP, STEP), 4 << 30..(4 << 30) + STEP);
+        assert_eq!(hotplug((3 << 30) + 1, 2 * STEP - 1, STEP), (4 << 30) + STEP..(4 << 30) + 2 * STEP);
+        assert!(hotplug(128 << 20, STEP - 1, STEP).is_empty());
     }
 
     #[test]

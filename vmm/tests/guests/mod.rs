@@ -127,6 +127,22 @@ pub(crate) fn find_virtio_devices() -> Vec<u8> {
     code
 }
 
+/// Writes to the address 4 GiB until it finds there what it wrote, and resets.
+pub(crate) fn wait_for_memory_at_4_gib() -> Vec<u8> {
+    let mut code = vec![
+        0x48, 0xb8, 0x83, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00,
+        0x00, //                                     mov rax, 0x100000083: a 2 MiB page at 4 GiB
+        0xbb, 0x08, 0xb0, 0x00, 0x00, //             mov ebx, 0xb008: second entry of the page directory
+        0x48, 0x89, 0x03, //                         mov [rbx], rax
+        0xbb, 0x00, 0x00, 0x20, 0x00, //             mov ebx, 0x200000: what it maps
+        0xc6, 0x03, 0x5a, //                         again: mov byte [rbx], 0x5a
+        0x80, 0x3b, 0x5a, //                         cmp byte [rbx], 0x5a
+        0x75, 0xf8, //                               jne again
+    ];
+    code.extend(RESET);
+    code
+}
+
 /// Starts a VMM with its control socket as descriptor 3, and with nothing else that ties it to this process.
 pub(crate) fn spawn_with_control(binary: &Path, socket: OwnedFd) -> Child {
     // From 4 on, so that the copy below always leaves one that survives exec.

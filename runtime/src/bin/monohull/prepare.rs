@@ -11,7 +11,7 @@ use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::process::Stdio;
 use monohull_runtime::rootfs::Rootfs;
 use monohull_runtime::settings::Settings;
-use monohull_runtime::size::Size;
+use monohull_runtime::size::Demand;
 use monohull_runtime::timeline::Timeline;
 
 use crate::failure::Failure;
@@ -55,7 +55,8 @@ pub(crate) fn session(
         memory_limit: arguments.memory,
     });
     let spec = spec.map_err(|e| Failure::of("cannot make the container's OCI spec", &e))?;
-    let size = Size::for_pod(&spec, &settings).map_err(|e| Failure::of("cannot size the pod", &e))?;
+    let mut demand = Demand::of_pod(&spec).map_err(|e| Failure::of("cannot size the pod", &e))?;
+    demand.pod.millicpus = arguments.cpus.map(|cpus| u64::from(cpus) * 1000);
     let container = ContainerConfig {
         id: name.clone(),
         spec,
@@ -68,8 +69,7 @@ pub(crate) fn session(
         id: name,
         namespace: String::new(),
         own_pids: false,
-        memory_mib: size.memory_mib,
-        cpus: arguments.cpus.unwrap_or(size.cpus),
+        demand,
         hostname,
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,

@@ -89,7 +89,8 @@ async fn a_sandbox_lives_without_containers() {
     assert!(started.pid == SHIM_PID && started.created_at.seconds > 0);
     let made = t.guest().config.clone();
     assert_eq!(made.hostname, "web-0");
-    assert!(made.memory_mib >= 256 && made.sysctls.contains_key("net.ipv4.ip_unprivileged_port_start"));
+    assert_eq!(made.demand.pod.memory, Some(256 << 20));
+    assert!(made.sysctls.contains_key("net.ipv4.ip_unprivileged_port_start"));
     let status = t.sandbox_status().await.unwrap();
     assert_eq!((status.state.as_str(), status.pid), ("SANDBOX_READY", SHIM_PID));
     assert!(status.exited_at.is_none());

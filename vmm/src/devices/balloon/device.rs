@@ -5,11 +5,11 @@ use std::io;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::discard::{Backing, PAGE};
 use super::pages;
+use crate::devices::discard::{Backing, PAGE};
 use crate::devices::queue::{Chain, Queues, Served, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, GuestMemory, Interrupt, VirtioDevice};
@@ -51,9 +51,9 @@ pub struct Balloon {
 impl Balloon {
     /// An empty balloon for a guest with this memory. Fails for memory that can't be given back page by page, and when
     /// the process has no descriptors left for its kicks.
-    pub fn new(mem: GuestMemory) -> io::Result<Self> {
+    pub fn new(mem: &GuestMemory) -> io::Result<Self> {
         Ok(Self {
-            backing: Backing::of(&mem)?,
+            backing: Backing::of(&mem.memory())?,
             target: 0,
             actual: [0; 4],
             queues: Queues::new(QUEUE_SIZES.len())?,

@@ -9,7 +9,7 @@ use crate::virtio::mock::{MockDriver, WRITE};
 /// Does to a balloon what `bytes` say.
 pub fn run(bytes: &[u8]) {
     let mem = memory();
-    let mut driver = MockDriver::with_memory(Balloon::new(mem.clone()).unwrap(), mem);
+    let mut driver = MockDriver::with_memory(Balloon::new(&mem).unwrap(), mem);
     play(&mut driver, Input::new(bytes), |driver, input| match input.u8() % 3 {
         0 => driver.device().set_target(input.u32()),
         1 => {

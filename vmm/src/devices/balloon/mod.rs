@@ -1,7 +1,6 @@
 //! The balloon (virtio 1.2 §5.5): how memory the guest does not need returns to the host.
 
 mod device;
-mod discard;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 mod pages;

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -14,7 +12,7 @@ const PAGES: u64 = 0x100_0000;
 
 fn active() -> MockDriver<Balloon> {
     let mem = mock::memory();
-    let mut driver = MockDriver::with_memory(Balloon::new(mem.clone()).unwrap(), mem);
+    let mut driver = MockDriver::with_memory(Balloon::new(&mem).unwrap(), mem);
     let features = driver.offered();
     driver.activate(features);
     driver
@@ -27,7 +25,7 @@ fn inflate(driver: &mut MockDriver<Balloon>, addrs: &[u64]) {
     driver.kick(0);
 }
 
-fn page(mem: &GuestMemory, addr: u64) -> Vec<u8> {
+fn page(mem: &GuestMemoryMmap, addr: u64) -> Vec<u8> {
     let mut bytes = vec![0; PAGE];
     mem.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
     bytes
@@ -151,7 +149,7 @@ fn a_target_appears_in_the_configuration_and_interrupts() {
 #[test]
 fn a_target_set_before_the_driver_is_ready_is_not_lost() {
     let mem = mock::memory();
-    let driver = MockDriver::with_memory(Balloon::new(mem.clone()).unwrap(), mem);
+    let driver = MockDriver::with_memory(Balloon::new(&mem).unwrap(), mem);
 
     driver.device().set_target(u32::MAX);
 
@@ -181,11 +179,11 @@ fn memory_of_a_file_is_refused() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
     let ranges = [(GuestAddress(0), 1 << 20, Some(FileOffset::new(file, 0)))];
-    let mem: GuestMemory = Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap());
+    let mem = GuestMemory::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap());
 
-    let error = Balloon::new(mem).unwrap_err();
+    let error = Balloon::new(&mem).unwrap_err();
 
-    assert_eq!(error.to_string(), "the balloon needs guest memory that is private and anonymous");
+    assert_eq!(error.to_string(), "guest memory must be private and anonymous to be given back");
 }
 
 #[test]

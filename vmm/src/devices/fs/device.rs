@@ -9,6 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Answer, Incoming, MAX_BUFFERS};
@@ -111,7 +112,7 @@ impl Fs {
         }
         let State::Active(active) = &mut self.state else { return };
         let failed = relay.into_pending().try_for_each(|pending| {
-            let length = pending.answer.fail(&active.mem)?;
+            let length = pending.answer.fail(&active.mem.memory())?;
             finish(active, pending.queue, &pending.answer, length)
         });
         if failed.is_err() {
@@ -132,7 +133,7 @@ impl Fs {
     /// Takes requests from a queue, as long as there are slots.
     fn serve(&mut self, index: usize) -> Result<Served, Violation> {
         let State::Active(active) = &mut self.state else { return Ok(Served::Done) };
-        let mem = active.mem.clone();
+        let mem = active.mem.memory();
         let mut work = 0;
         loop {
             match &self.server {
@@ -179,9 +180,9 @@ impl Fs {
             work += REQUEST_COST.max(usize::try_from(length).unwrap_or(BUDGET));
             let State::Active(active) = &mut self.state else { continue };
             let length = match relay.reply(&pending, length) {
-                Ok(_) if length == 0 => pending.answer.fail(&active.mem)?,
+                Ok(_) if length == 0 => pending.answer.fail(&active.mem.memory())?,
                 Ok(reply) => {
-                    pending.answer.copy_from(&active.mem, &reply)?;
+                    pending.answer.copy_from(&active.mem.memory(), &reply)?;
                     length
                 }
                 Err(Lost) => return Ok(Served::ServerLost),
@@ -202,8 +203,9 @@ enum Served {
 fn finish(active: &mut Active, queue: usize, answer: &Answer, length: u32) -> Result<(), Violation> {
     let Active { mem, queues, interrupt, .. } = active;
     let Some(queue) = queues.get_mut(queue) else { return Ok(()) };
-    queue.add_used(&**mem, answer.head, length)?;
-    if queue.needs_notification(&**mem)? {
+    let mem = &*mem.memory();
+    queue.add_used(mem, answer.head, length)?;
+    if queue.needs_notification(mem)? {
         interrupt.used();
     }
     Ok(())

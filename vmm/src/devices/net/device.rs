@@ -13,6 +13,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::rx::{Outcome, Receiver};
@@ -193,6 +194,7 @@ impl Net {
         };
         let Active { mem, queues, interrupt, .. } = driver;
         let [rx, tx] = queues.as_mut_slice() else { return Ok(Outcome::Served) };
+        let mem = &*mem.memory();
         let port = match &self.link {
             Link::Up(plugged) => Some(&*plugged.port),
             Link::Down => None,

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::muxer::Muxer;
@@ -98,6 +98,7 @@ impl Vsock {
             return Ok(());
         };
         let [rx, tx, event] = queues.as_mut_slice() else { return Ok(()) };
+        let mem = &*mem.memory();
         match source {
             RX => self.muxer.set_reading(true),
             TX => {

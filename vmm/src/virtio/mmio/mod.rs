@@ -12,7 +12,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Active, GuestMemory, Interrupt, VirtioDevice};
@@ -82,7 +82,7 @@ impl QueueConfig {
     }
 
     /// The queue, or why there can't be one. A queue that the driver left alone is not ready.
-    fn build(&self, memory: &GuestMemory, event_idx: bool) -> Result<Queue, virtio_queue::Error> {
+    fn build(&self, memory: &GuestMemoryMmap, event_idx: bool) -> Result<Queue, virtio_queue::Error> {
         let mut queue = Queue::new(self.max_size)?;
         if !self.ready {
             return Ok(queue);
@@ -93,7 +93,7 @@ impl QueueConfig {
         queue.try_set_used_ring_address(GuestAddress(self.used))?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        if queue.is_valid(memory.as_ref()) { Ok(queue) } else { Err(virtio_queue::Error::FindMemoryRegion) }
+        if queue.is_valid(memory) { Ok(queue) } else { Err(virtio_queue::Error::FindMemoryRegion) }
     }
 }
 
@@ -291,7 +291,8 @@ impl MmioTransport {
 
     fn activate(&mut self) {
         let event_idx = self.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let queues = self.queues.iter().map(|queue| queue.build(&self.memory, event_idx)).collect();
+        let memory = self.memory.memory();
+        let queues = self.queues.iter().map(|queue| queue.build(&memory, event_idx)).collect();
         let Ok(queues) = queues else {
             self.interrupt.needs_reset();
             return;

@@ -75,7 +75,7 @@ struct Driver {
 
 impl Driver {
     fn new() -> Self {
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
+        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
         let device = Arc::new(Mutex::new(Recorder::new()));
         Self { transport: MmioTransport::new(device.clone(), memory).unwrap(), device }
     }

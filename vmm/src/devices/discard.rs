@@ -6,11 +6,11 @@ use std::io;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Bytes per page of the host, and of the balloon (virtio 1.2 §5.5.6).
-pub(super) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// How guest memory is backed, which decides how its pages are given back.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Backing {
+pub(crate) enum Backing {
     /// Private anonymous memory: what is discarded is freed, and reads as zeroes from then on.
     Anonymous,
 }
@@ -18,19 +18,19 @@ pub(super) enum Backing {
 impl Backing {
     /// The backing of all of guest memory. Fails for memory of a file: discarding would bring its contents back instead
     /// of freeing anything.
-    pub(super) fn of(mem: &GuestMemoryMmap) -> io::Result<Self> {
+    pub(crate) fn of(mem: &GuestMemoryMmap) -> io::Result<Self> {
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         if mem.iter().all(|region| region.file_offset().is_none() && region.flags() & private == private) {
             Ok(Self::Anonymous)
         } else {
-            let message = "the balloon needs guest memory that is private and anonymous";
+            let message = "guest memory must be private and anonymous to be given back";
             Err(io::Error::new(io::ErrorKind::Unsupported, message))
         }
     }
 
     /// Discards the whole pages in `len` bytes of guest memory at `start`. What is not guest memory is left alone, and so
     /// is what the host refuses to discard: the guest has given these pages away either way.
-    pub(super) fn discard(self, mem: &GuestMemoryMmap, start: GuestAddress, len: u64) {
+    pub(crate) fn discard(self, mem: &GuestMemoryMmap, start: GuestAddress, len: u64) {
         let Some(end) = start.0.checked_add(len).map(|end| end / PAGE * PAGE) else { return };
         let Some(start) = start.0.checked_next_multiple_of(PAGE) else { return };
         let Some(len) = end.checked_sub(start).and_then(|len| usize::try_from(len).ok()) else { return };

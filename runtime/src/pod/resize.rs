@@ -1,0 +1,115 @@
+//! The size of a pod's VM over its life.
+
+use std::sync::atomic::Ordering;
+
+use oci_spec::runtime as oci;
+
+use super::{Pod, PodError};
+use crate::settings::Settings;
+use crate::size::{Demand, Host, Size};
+
+/// What the pod asks for, and what its VM has.
+#[derive(Debug)]
+pub(super) struct Sizing {
+    demand: Demand,
+    host: Host,
+    /// What the VM was made to grow to.
+    most: Size,
+    size: Size,
+}
+
+impl Sizing {
+    pub(super) fn new(demand: Demand, settings: &Settings, host: Host) -> Self {
+        let size = demand.size(settings, host);
+        let cpus = size.cpus.max(settings.max_cpus.min(host.cpus));
+        Self { demand, host, most: Size { memory_mib: host.memory_mib, cpus }, size }
+    }
+
+    /// What the VM is to have from the start.
+    pub(super) fn size(&self) -> Size {
+        self.size
+    }
+
+    /// What it can be given later.
+    pub(super) fn most(&self) -> Size {
+        self.most
+    }
+}
+
+impl Pod {
+    /// Brings the VM to the size for a container whose limits become those that `resources` name, with `set` to set them
+    /// in the guest: before it the VM has grown, after it the VM is asked to give back. If `set` fails, all is as it was.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        resources: &oci::LinuxResources,
+        set: impl Future<Output = Result<(), PodError>>,
+    ) -> Result<(), PodError> {
+        let Some(old) = self.sizing.lock().await.demand.limits(container) else { return set.await };
+        let new = old.updated(resources);
+        let larger = old.larger(new, &self.settings);
+        let grown = async {
+            let mib = self.fit(|demand| demand.change(container, larger)).await?;
+            self.vm.memory_taken(mib).await?;
+            set.await
+        };
+        let result = grown.await;
+        let limits = if result.is_ok() { new } else { old };
+        let fitted = self.fit(|demand| demand.change(container, limits)).await.map(drop);
+        result.and(fitted)
+    }
+
+    /// Changes the demand, and asks for the VM's size to follow. Returns the memory in MiB beyond its first that the
+    /// guest should have. If that can't be, the demand is what it was.
+    pub(super) async fn fit(&self, change: impl FnOnce(&mut Demand)) -> Result<u32, PodError> {
+        let mut sizing = self.sizing.lock().await;
+        let mut demand = sizing.demand.clone();
+        change(&mut demand);
+        let size = demand.size(&self.settings, sizing.host);
+        if size.cpus > sizing.most.cpus {
+            let (wanted, most) = (size.cpus, sizing.most.cpus);
+            return Err(PodError::Invalid(format!(
+                "the pod's containers need {wanted} CPUs together, its VM can have {most}: raise max_cpus in the settings, \
+                 or give the pod its CPUs from the start"
+            )));
+        }
+        if size.memory_mib != sizing.size.memory_mib {
+            self.vm.set_memory(size.memory_mib).await?;
+        }
+        if size.cpus != sizing.size.cpus
+            && let Err(error) = self.link.agent.resize_sandbox(size.cpus).await
+        {
+            return Err(self.link.error(error).await);
+        }
+        (sizing.demand, sizing.size) = (demand, size);
+        self.state.change(|state| {
+            state.memory_mib = self.settings.overhead_memory_mib.saturating_add(size.memory_mib);
+            state.cpus = size.cpus;
+        })?;
+        Ok(size.memory_mib)
+    }
+
+    /// Makes the VMM as dear to the host's OOM killer as its least dear container: it would else have the score of a
+    /// shim, which engines protect.
+    pub(super) fn share_oom_score(&self, spec: &oci::Spec) {
+        let score = spec.process().as_ref().and_then(|process| process.oom_score_adj());
+        let Some(score) = score.filter(|score| self.oom_score.fetch_max(*score, Ordering::Relaxed) < *score)
+        else {
+            return;
+        };
+        let path = format!("/proc/{}/oom_score_adj", self.vmm_pid());
+        if let Err(error) = std::fs::write(&path, score.to_string()) {
+            tracing::warn!(path, score, %error, step = "set OOM score");
+        }
+    }
+
+    /// Takes back what a container had that is no more.
+    pub(super) async fn shrink(&self, container: &str) {
+        if self.link.vm.has_ended() {
+            return;
+        }
+        if let Err(error) = self.fit(|demand| demand.remove(container)).await {
+            tracing::warn!(container, error = %crate::text::chain(&error), step = "shrink VM");
+        }
+    }
+}
