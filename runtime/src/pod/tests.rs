@@ -171,7 +171,7 @@ async fn more_cpus_than_the_vm_was_made_with_are_refused() {
         // A host with one CPU has no more to give.
         Ok(()) => assert_eq!(cpus, 1),
         Err(error) => {
-            assert!(error.to_string().contains("need 2 CPUs together, its VM can have 1"), "{error}")
+            assert!(error.to_string().contains("need 2 CPUs together, its VM can have 1"), "{error}");
         }
     }
     pod.shutdown().await.unwrap();

@@ -54,10 +54,10 @@ pub fn run(bytes: &[u8]) {
             }
             2 => shake_hands(&mut transport, &mut input),
             3 => {
-                use vm_memory::{Bytes, GuestAddress};
+                use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
                 let (addr, bytes) = (input.addr(), input.take::<32>());
                 // As far as there is memory.
-                let _ = memory.write(&bytes, GuestAddress(addr));
+                let _ = memory.memory().write(&bytes, GuestAddress(addr));
             }
             4 => {
                 // It fails only when its own descriptors are gone.
