@@ -302,7 +302,7 @@ mod tests {
             (VmConfig { memory_mib: 31, ..config() }, "memory_mib is 31, it must be from 32"),
             (VmConfig { vcpus: 0, ..config() }, "vcpus is 0, it must be from 1 to 254"),
             (VmConfig { vcpus: 255, ..config() }, "vcpus is 255"),
-            (VmConfig { nics: 15, ..config() }, "nics is 15, it must be from 0 to 14"),
+            (VmConfig { nics: 14, ..config() }, "nics is 14, it must be from 0 to 13"),
         ] {
             let error = check(&config).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
