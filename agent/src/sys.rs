@@ -167,7 +167,13 @@ pub(crate) fn restrict_devices(cgroup: impl AsFd, program: &[u64]) -> io::Result
         address: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
     };
-    let fd = bpf(BPF_PROG_LOAD, &load)?;
+    let fd = loop {
+        match bpf(BPF_PROG_LOAD, &load) {
+            // A signal interrupted the verifier: what is EINTR elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => break result?,
+        }
+    };
     // SAFETY: the kernel has just made `fd` for us; nobody else owns it.
     let program = unsafe { OwnedFd::from_raw_fd(fd) };
     let number = |fd: RawFd| u32::try_from(fd).map_err(io::Error::other);
