@@ -77,7 +77,8 @@ fn statistics(engine: &Engine) {
         Client::Nerdctl => finish(&mut engine.nerdctl(&["stats", "--no-stream", "--format", "json", &name])),
     };
     assert_eq!(output.code(), 0, "{}", output.stderr);
-    let text = output.text();
+    // ctr indents its JSON.
+    let text = output.text().replace(char::is_whitespace, "");
     let words: &[&str] = match engine.client() {
         // The limit, and three processes.
         Client::Ctr => &["67108864", "\"current\":3", "usage_usec", "inactive_file"],
