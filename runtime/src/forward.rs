@@ -4,7 +4,7 @@
 //! `kubectl port-forward` ends in containerd entering the namespace and dialling localhost there, while the application
 //! listens in the guest. A socket lookup program gives every such connection to one listening socket of ours, whatever
 //! its port; each becomes a vsock stream, and the agent dials the same address in the guest. See
-//! docs/decisions/0003-port-forward.md.
+//! docs/decisions/0004-port-forward.md.
 
 mod bpf;
 

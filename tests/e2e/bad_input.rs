@@ -103,7 +103,7 @@ fn no_kvm(engine: &Engine) {
 }
 
 fn no_memory(engine: &Engine) {
-    let run = with_settings(engine, "nomemory", "default_memory_mib = 16000000\n");
+    let run = with_settings(engine, "nomemory", "overhead_memory_mib = 16000000\n");
     assert_refused(engine, &run, &["memory"]);
 }
 

@@ -86,6 +86,10 @@ fn dead_shim(engine: &Engine) {
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(!vmm.is_there());
     engine.remove(&name);
+    // containerd has removed the task by itself: nothing tells ctr of the FIFOs it made for it.
+    if engine.client() == Client::Ctr {
+        let _ = std::fs::remove_dir_all("/run/containerd/fifo");
+    }
     assert_nothing_beyond(engine, &before);
 }
 
@@ -95,7 +99,7 @@ fn dead_vmm(engine: &Engine) {
     vmm_of(&id).kill();
     assert_eq!(engine.wait(&name), 137);
     let log = engine.log();
-    assert!(log.contains("killed by SIGKILL (the host's OOM killer?)"), "{log}");
+    assert!(log.contains("VMM failure: killed by SIGKILL"), "{log}");
     let late = engine.exec(&name, &["true"]);
     assert_ne!(late.code(), 0);
     // nerdctl looks at the state before, and says no more than that.

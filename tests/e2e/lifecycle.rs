@@ -128,7 +128,7 @@ fn exit_while_away(engine: &Engine) {
     assert_eq!(output.next(), None);
     engine.come_back().expect("containerd comes back");
     let deleted = finish(&mut engine.ctr(&["task", "delete", &container.name]));
-    assert_eq!(deleted.code(), 42, "{}{}", deleted.stderr, engine.log());
+    assert!(deleted.stderr.contains("non-zero exit code 42"), "{}{}", deleted.stderr, engine.log());
     let again = engine.run(&monohull_tests::engine::Run::new(&id("after"), &["true"]));
     assert_eq!(again.code(), 0, "{}", again.stderr);
     if engine.client() == Client::Ctr {
