@@ -44,6 +44,8 @@ impl Census {
         for directory in DIRECTORIES.map(Path::new).into_iter().chain([bundles]) {
             files_below(directory, &mut census.files);
         }
+        // The directory of a containerd namespace is for all its pods, and stays.
+        census.files.retain(|file| Path::new(file).parent() != Some(Path::new("/run/monohull")));
         cgroups_below(Path::new("/sys/fs/cgroup"), &mut census.cgroups);
         census
     }
