@@ -624,7 +624,9 @@ async fn a_container_can_join_the_processes_of_another(host: &Host) {
     assert_eq!(seen, "1\n1\n");
     host.wait("debug", "").await;
     host.delete("debug").await.unwrap();
-    host.end("target").await;
+    host.signal("target", "", 9, true).await.unwrap();
+    host.wait("target", "").await;
+    host.delete("target").await.unwrap();
     host.end("bystander").await;
     request.id = "late".into();
     let error = refusal(host.client.create_container(with_timeout(DEADLINE), &request).await);
