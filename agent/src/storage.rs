@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use monohull_protocol::agent::{self, storage::Source};
 
+use crate::devices::Renumbered;
 use crate::disk::{Disks, Partition};
 use crate::error::{Error, Result, chain};
 use crate::mount::{self, Options};
@@ -102,6 +103,20 @@ impl Storages {
         }
         self.0.push(Done::Mounted(directory.join(relative)));
         Ok(())
+    }
+
+    /// Makes a partition for `device`. After an error, what was done before it is still to be undone.
+    pub(crate) async fn add_device(
+        &mut self,
+        sources: &Sources,
+        device: &agent::BlockDevice,
+    ) -> Result<Renumbered> {
+        let host = (device.major, device.minor);
+        let within = |error: Error| error.within(format_args!("block device {}:{}", host.0, host.1));
+        let extent = device.extent.get_or_default();
+        let partition = sources.disks.add(extent).await.map_err(within)?;
+        self.0.push(Done::Partitioned(partition));
+        Ok(Renumbered { host, guest: partition.device_number().map_err(within)? })
     }
 
     /// Unmounts and removes all, last first. Errors are logged: there is no better way to end. True if nothing is

@@ -1,16 +1,18 @@
 //! A container as the host prepares it: everything that needs no guest, done while the guest boots.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use monohull_protocol::CONTAINERS;
 use oci_spec::runtime as oci;
 
+use crate::device;
 use crate::pod::{ContainerConfig, PodError};
 use crate::process::Stdio;
 use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
 use crate::size::Limits;
-use crate::spec::{self, Volume};
+use crate::spec::{self, BlockDevice, Volume};
 use crate::state;
 use crate::timeline::Timeline;
 
@@ -26,10 +28,11 @@ pub struct Prepared {
     pub(crate) spec: oci::Spec,
     pub(crate) storages: Vec<Storage<Source>>,
     pub(crate) volumes: Vec<Volume>,
+    pub(crate) devices: Vec<(BlockDevice, OwnedFd)>,
 }
 
 impl Prepared {
-    /// Checks and rewrites the spec, opens the root's images and packs its directories.
+    /// Checks and rewrites the spec, opens images and block devices and packs the root's directories.
     pub async fn new(
         settings: &Settings,
         config: ContainerConfig,
@@ -43,8 +46,11 @@ impl Prepared {
         let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
         let mut planned = rootfs::plan(&rootfs, &base)?;
         planned.extend(volumes.memory.into_iter().map(rootfs::memory));
+        planned.extend(volumes.images.into_iter().map(rootfs::image));
+        let open = |block: BlockDevice| Ok::<_, PodError>((block, device::open(block)?));
+        let devices = volumes.devices.into_iter().map(open).collect::<Result<_, _>>()?;
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes: volumes.shared })
+        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes: volumes.shared, devices })
     }
 }

@@ -6,6 +6,8 @@ pub mod agent;
 pub mod cgroup;
 pub mod check;
 pub mod container;
+pub mod device;
+pub mod disk;
 #[cfg(test)]
 mod fake;
 mod forward;

@@ -23,6 +23,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::agent::Agent;
 use crate::container::Prepared;
+use crate::disk::ImageDisk;
 use crate::network::Network;
 use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
@@ -104,6 +105,7 @@ pub struct Pod {
     vsock: Arc<Vsock>,
     state: Arc<StateFile>,
     containers: Containers,
+    disk: ImageDisk,
     /// `None` in a pod without a network. Changed by one refresh at a time.
     network: Option<tokio::sync::Mutex<Network>>,
     /// Whether the engine has attached the pod to its networks.
@@ -162,6 +164,7 @@ impl Pod {
                     vsock: Arc::new(vsock),
                     state: Arc::new(state),
                     containers: Containers::default(),
+                    disk: ImageDisk::default(),
                     network: network.map(tokio::sync::Mutex::new),
                     share: OnceCell::new_with(share),
                     sizing: tokio::sync::Mutex::new(sizing),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use pack::PackError;
 
-use crate::spec::MemoryVolume;
+use crate::spec::{ImageVolume, MemoryVolume};
 use overlay::HostOverlay;
 
 /// A mount as containerd sends it in a Create request (`containerd.types.Mount`).
@@ -143,6 +143,12 @@ pub(crate) fn memory(volume: MemoryVolume) -> Storage<Planned> {
     Storage::new("memory", Planned::Name(name), volume.target, volume.options)
 }
 
+/// A file system of the host's that is not the root.
+pub(crate) fn image(volume: ImageVolume) -> Storage<Planned> {
+    let source = Planned::Image { path: volume.source, read_only: volume.read_only };
+    Storage::new(&volume.fstype, source, volume.target, volume.options)
+}
+
 /// A packed tree, mounted read-only at a guest path.
 fn packed(tree: Tree, target: String) -> Storage<Planned> {
     Storage::new("erofs", Planned::Tree(tree), target, vec!["ro".into()])
@@ -192,7 +198,8 @@ fn layer(mount: &Mount, target: String) -> Result<Storage<Planned>, RootfsError>
         fstype @ ("erofs" | "ext4" | "xfs") => {
             let read_only = fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
             let source = Planned::Image { path: absolute(&mount.source)?, read_only };
-            Ok(Storage::new(fstype, source, target, image_options(&mount.options, read_only)?))
+            let options = image_options(&mount.options, read_only).map_err(RootfsError::unsupported)?;
+            Ok(Storage::new(fstype, source, target, options))
         }
         "bind" => Ok(packed(Tree::Directory(absolute(&mount.source)?), target)),
         "overlay" => Ok(packed(HostOverlay::parse(&mount.options)?.into_tree(), target)),
@@ -210,21 +217,20 @@ fn absolute(path: &str) -> Result<PathBuf, RootfsError> {
     Err(RootfsError::unsupported(format!("source {path:?} is not an absolute path")))
 }
 
-/// What of an image's mount options concerns the guest.
-fn image_options(options: &[String], read_only: bool) -> Result<Vec<String>, RootfsError> {
+/// What of an image's mount options concerns the guest. Fails with the reason to refuse one.
+pub(crate) fn image_options(options: &[String], read_only: bool) -> Result<Vec<String>, String> {
     let mut kept = Vec::new();
     for option in options.iter().map(String::as_str) {
         match option {
             // The image disk takes the place of a loop device; reading and writing is settled below.
             "loop" | "ro" | "rw" => {}
             _ if option.starts_with("device=") => {
-                let reason = "option device=: erofs images in several files are not supported";
-                return Err(RootfsError::unsupported(reason));
+                return Err("option device=: erofs images in several files are not supported".into());
             }
             // Done by containerd before the mount is sent.
             _ if option.starts_with("X-containerd.mkfs.") => {}
             _ if option.starts_with("X-containerd.") => {
-                return Err(RootfsError::unsupported(format!("option {option} is not supported")));
+                return Err(format!("option {option} is not supported"));
             }
             _ => kept.push(option.to_owned()),
         }

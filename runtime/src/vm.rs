@@ -234,16 +234,48 @@ impl Vm {
         let (reply, answer) = oneshot::channel();
         // A send that fails drops `reply`: the answer below then says that the VM has ended.
         let _ = self.commands.send(Command::Request { action, fds, reply });
-        match tokio::time::timeout(REPLY_DEADLINE, answer).await {
-            Ok(Ok(Ok(done))) => Ok(done),
-            Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
-            Ok(Err(_)) => Err(VmError::Ended(self.watch.ended().await.reason)),
-            Err(_) => Err(VmError::Timeout(what)),
-        }
+        answered(what, answer, &self.watch).await
+    }
+}
+
+/// An extent's removal that is under way.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    answer: oneshot::Receiver<Result<Done, String>>,
+    vm: VmWatch,
+}
+
+impl Removal {
+    /// Waits for the VMM's answer: the extent's file is closed then.
+    pub(crate) async fn done(self) -> Result<(), VmError> {
+        answered("remove a file from the image disk", self.answer, &self.vm).await.map(drop)
+    }
+}
+
+/// Waits for the answer to a request.
+async fn answered(
+    what: &'static str,
+    answer: oneshot::Receiver<Result<Done, String>>,
+    vm: &VmWatch,
+) -> Result<Done, VmError> {
+    match tokio::time::timeout(REPLY_DEADLINE, answer).await {
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
+        Ok(Err(_)) => Err(VmError::Ended(vm.ended().await.reason)),
+        Err(_) => Err(VmError::Timeout(what)),
     }
 }
 
 impl VmWatch {
+    /// Asks the VMM to take the extent that begins at sector `start` off the image disk; nothing in a VM that has ended.
+    pub(crate) fn remove_extent(&self, start: u64) -> Option<Removal> {
+        let commands = self.commands.upgrade()?;
+        let (reply, answer) = oneshot::channel();
+        let action = Action::RemoveExtent { start };
+        commands.send(Command::Request { action, fds: Vec::new(), reply }).ok()?;
+        Some(Removal { answer, vm: self.clone() })
+    }
+
     /// Waits for the end of the VM. Its process is gone then.
     pub(crate) async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();

@@ -81,6 +81,12 @@ pub enum Action {
         /// The device refuses writes to a read-only extent, whatever the descriptor allows.
         read_only: bool,
     },
+    /// Takes an extent off the image disk: from now on the guest's requests for its sectors fail, and no later extent gets
+    /// them. The answer comes when what the guest had written is durable and the VMM's descriptor is closed.
+    RemoveExtent {
+        /// Its first sector ([`Done::ExtentAdded`]).
+        start: u64,
+    },
     /// Gives network interface `nic` the tap device of this message's one descriptor (opened with `IFF_TAP`,
     /// `IFF_NO_PI` and `IFF_VNET_HDR`) and brings its link up. It takes the place of the one the interface has, if any.
     AttachNic {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
@@ -12,10 +12,11 @@ use protobuf::MessageField;
 use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
+use crate::disk::Extent;
 use crate::process::{Process, Stdio};
 use crate::rootfs::{Source, Storage};
 use crate::share::Exported;
-use crate::spec::{self, Volume};
+use crate::spec::{self, BlockDevice, Volume};
 use crate::state::{self, ContainerState};
 
 /// The type of a storage that is an export of the pod's fs server (`agent.proto`).
@@ -30,8 +31,23 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists. What it has of the host is shared as long as this lives.
-    Created { init: Process, _exports: Vec<Exported> },
+    /// Its init process exists. What it has of the host is its as long as this lives.
+    Created { init: Process, _held: Held },
+}
+
+/// What a container has of the host.
+#[derive(Debug, Default)]
+struct Held {
+    _exports: Vec<Exported>,
+    _extents: Vec<Arc<Extent>>,
+}
+
+/// A container's files and block devices as the agent is told of them, and what keeps them on the disk.
+#[derive(Default)]
+struct OnDisk {
+    storages: Vec<proto::Storage>,
+    devices: Vec<proto::BlockDevice>,
+    extents: Vec<Arc<Extent>>,
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -72,9 +88,9 @@ impl Containers {
 }
 
 impl Reservation<'_> {
-    fn keep(self, init: Process, exports: Vec<Exported>) {
+    fn keep(self, init: Process, held: Held) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, _exports: exports });
+        table.insert(self.id.clone(), Container::Created { init, _held: held });
     }
 }
 
@@ -98,13 +114,14 @@ impl Pod {
         let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
-            Ok((process, exported)) => {
-                reservation.keep(process.clone(), exported);
+            Ok((process, held)) => {
+                reservation.keep(process.clone(), held);
                 self.timeline.mark("container created");
                 self.note_container(id, bundle)?;
                 Ok(process)
             }
             Err(error) => {
+                self.disk.settle().await;
                 self.shrink(&id).await;
                 Err(error)
             }
@@ -112,13 +129,14 @@ impl Pod {
     }
 
     /// Makes room for the container, and creates it.
-    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Vec<Exported>), PodError> {
-        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, .. } = prepared;
+    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Held), PodError> {
+        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, devices, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
-        let disk = self.add_storages(storages);
+        let disk = self.add_extents(storages, devices);
         let share = self.share_volumes(volumes);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (mut storages, (shared, exported), (streams, names)) = tokio::try_join!(disk, share, streams)?;
+        let (disk, (shared, exports), (streams, names)) = tokio::try_join!(disk, share, streams)?;
+        let OnDisk { mut storages, devices, extents } = disk;
         storages.extend(shared);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
@@ -126,6 +144,7 @@ impl Pod {
             storages,
             stdio: MessageField::some(stdio.to_request(names)),
             pid_namespace_of: pids_of.unwrap_or_default(),
+            devices,
             ..Default::default()
         };
         let pid = match self.link.agent.create_container(&request).await {
@@ -138,7 +157,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, exported))
+        Ok((process, Held { _exports: exports, _extents: extents }))
     }
 
     /// Creates and starts a further process in a running container.
@@ -180,7 +199,7 @@ impl Pod {
     }
 
     /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
-    /// Its extents stay until the VM's end: the image disk only grows. In a pod whose VM has ended it only forgets.
+    /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has ended it only forgets.
     pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
         let init = self.containers.init(container)?;
         if init.is_running() {
@@ -201,6 +220,7 @@ impl Pod {
             }
         }
         self.containers.remove(container);
+        self.disk.settle().await;
         self.shrink(container).await;
         self.state.change(|state| state.containers.retain(|c| c.id != container))?;
         Ok(())
@@ -236,16 +256,20 @@ impl Pod {
     }
 
     /// Puts a container's files and block devices on the image disk.
-    async fn add_storages(&self, storages: Vec<Storage<Source>>) -> Result<Vec<proto::Storage>, PodError> {
-        let mut added = Vec::with_capacity(storages.len());
+    async fn add_extents(
+        &self,
+        storages: Vec<Storage<Source>>,
+        devices: Vec<(BlockDevice, OwnedFd)>,
+    ) -> Result<OnDisk, PodError> {
+        let mut added = OnDisk::default();
         for storage in storages {
             let source = match storage.source {
                 Source::Path(path) => proto::storage::Source::Path(path),
                 Source::File { file, read_only } => {
-                    proto::storage::Source::Extent(self.add_extent(file, read_only).await?)
+                    proto::storage::Source::Extent(self.add_extent(&mut added, file, read_only).await?)
                 }
             };
-            added.push(proto::Storage {
+            added.storages.push(proto::Storage {
                 fstype: storage.fstype,
                 source: Some(source),
                 target: storage.target,
@@ -254,11 +278,22 @@ impl Pod {
                 ..Default::default()
             });
         }
+        for (BlockDevice { major, minor, read_only }, file) in devices {
+            let extent = MessageField::some(self.add_extent(&mut added, file, read_only).await?);
+            added.devices.push(proto::BlockDevice { major, minor, extent, ..Default::default() });
+        }
         Ok(added)
     }
 
-    async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<proto::Extent, PodError> {
-        let (start, sectors) = self.vm.add_extent(file, read_only).await?;
-        Ok(proto::Extent { disk: 0, start, sectors, read_only, ..Default::default() })
+    async fn add_extent(
+        &self,
+        added: &mut OnDisk,
+        file: OwnedFd,
+        read_only: bool,
+    ) -> Result<proto::Extent, PodError> {
+        let extent = self.disk.add(&self.vm, file, read_only).await?;
+        let request = extent.to_request();
+        added.extents.push(extent);
+        Ok(request)
     }
 }

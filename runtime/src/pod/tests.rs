@@ -1,5 +1,7 @@
 //! The life of pods and containers against a VMM and an agent that are fake, in a process of their own.
 
+mod block;
+
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -91,6 +93,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
         "start c1",
         "signal c1 15 all=false",
         "delete c1",
+        "RemoveExtent { start: 0 }",
         "memory 0",
         "shutdown",
     ];

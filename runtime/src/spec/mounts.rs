@@ -7,13 +7,16 @@ use std::path::Path;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
-use super::{GUEST_DEVICES, MemoryVolume, SpecError, Volume, Volumes};
+use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SpecError, Volume, Volumes};
+use crate::rootfs;
 use crate::share::{Export, ReadOnly};
 
 /// In the path of a volume that the kubelet has made for the life of a pod.
 const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
+/// File systems that the guest mounts from a file or block device of the host.
+const IMAGE_TYPES: [&str; 3] = ["erofs", "ext4", "xfs"];
 const SHM: &str = "/dev/shm";
 /// Host directories of which the guest has its own: a bind mount of one means the pod's.
 const GUEST_DIRECTORIES: [&str; 3] = [SHM, "/dev/mqueue", "/sys/fs/cgroup"];
@@ -37,6 +40,8 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
         if is_bind {
             let source = bind(mount, &field, base, bundle, &mut volumes)?;
             mount.set_typ(Some("bind".into())).set_source(Some(source.into()));
+        } else if mount.typ().as_deref().is_some_and(|typ| IMAGE_TYPES.contains(&typ)) {
+            image(mount, &field, base, bundle, &mut volumes)?;
         } else if !mount.typ().as_deref().is_some_and(|typ| GUEST_TYPES.contains(&typ)) {
             let typ = mount.typ().as_deref().unwrap_or_default();
             return Err(SpecError::field(field, format!("type {typ:?} is not supported")));
@@ -106,6 +111,33 @@ fn bind(
     Ok(target)
 }
 
+/// Makes a mount of a file system's image a bind mount of where the guest has it.
+fn image(
+    mount: &mut oci::Mount,
+    field: &str,
+    base: &str,
+    bundle: &Path,
+    volumes: &mut Volumes,
+) -> Result<(), SpecError> {
+    let fstype = mount.typ().clone().unwrap_or_default();
+    let source = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty());
+    let source =
+        bundle.join(source.ok_or_else(|| SpecError::field(field, format!("{fstype} without a source")))?);
+    let options = mount.options().clone().unwrap_or_default();
+    // The last one counts.
+    let mode = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw"));
+    let read_only = fstype == "erofs" || mode.is_some_and(|mode| mode != "rw");
+    let refused = |reason: String| SpecError::field(field, reason);
+    let options = options.into_iter().filter(|option| option != "rro").collect::<Vec<_>>();
+    let options = rootfs::image_options(&options, read_only).map_err(refused)?;
+    let target = format!("{base}/binds/{}", volumes.count());
+    // Its options are those of the mount that it is a copy of.
+    mount.set_typ(Some("bind".into())).set_source(Some(target.clone().into()));
+    mount.set_options(Some(vec!["bind".into()]));
+    volumes.images.push(ImageVolume { fstype, source, read_only, options, target });
+    Ok(())
+}
+
 /// The size of the host's tmpfs that a mount would put on `/dev/shm`.
 pub(super) fn shm_bytes(mount: &oci::Mount) -> Option<u64> {
     if mount.destination() != Path::new(SHM) || !is_bind(mount) {
@@ -137,6 +169,9 @@ fn kind(file_type: fs::FileType) -> &'static str {
     match file_type {
         t if t.is_socket() => "a socket of the host",
         t if t.is_fifo() => "a FIFO of the host",
+        t if t.is_block_device() => {
+            "a block device of the host (mount its file system, or pass it as a device: `volumeDevices`, `--device`)"
+        }
         _ => "a device of the host",
     }
 }

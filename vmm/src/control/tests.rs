@@ -22,6 +22,14 @@ impl Disk for Fake {
         Ok((self.extents, file.metadata()?.len()))
     }
 
+    fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError> {
+        if start != self.extents {
+            return Err("there is none".into());
+        }
+        self.extents -= 1;
+        Ok(RemovedExtent::new(File::open("/dev/null")?, false))
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.flushed = true;
         Ok(())
@@ -127,6 +135,11 @@ fn refusals_name_what_was_asked_and_why() {
             "can't add an extent to the image disk: the request has 0 file descriptors, it needs 1",
         ),
         (
+            Action::RemoveExtent { start: 7 },
+            &[],
+            "can't remove the extent at sector 7 from the image disk: there is none",
+        ),
+        (
             Action::AttachNic { nic: 1 },
             &[null.as_fd()],
             "can't attach network interface 1: this VM has 1 network interfaces",
@@ -145,6 +158,15 @@ fn refusals_name_what_was_asked_and_why() {
         assert_eq!(setup.ask(action, fds), Err(text.to_owned()));
     }
     assert!(setup.ending.get().is_none());
+}
+
+#[test]
+fn a_removed_extent_is_answered_for_when_its_file_is_closed() {
+    let mut setup = Setup::new();
+    let null = File::open("/dev/null").unwrap();
+    setup.ask(Action::AddExtent { read_only: true }, &[null.as_fd()]).unwrap();
+    assert_eq!(setup.ask(Action::RemoveExtent { start: 1 }, &[]), Ok(Done::Ok));
+    assert_eq!(setup.device.lock().unwrap().extents, 0);
 }
 
 #[test]

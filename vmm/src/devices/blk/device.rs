@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Layout;
-use super::extents::{BlkError, Extent, Extents};
+use super::extents::{BlkError, Extent, Extents, RemovedExtent};
 use super::request::{
     MAX_DISCARD, MAX_DISCARD_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZERO, MAX_ZERO_RANGES, Request, Status,
 };
@@ -42,7 +42,7 @@ const SERIAL: &[u8] = b"monohull";
 const RANGE_WORK: usize = 64 << 10;
 
 /// The pod's one disk. Every image, layer or volume is an extent of it: a run of sectors that is one file or block device
-/// of the host. Sectors between extents do not exist: requests for them fail, and so do requests for the sectors of two
+/// of the host. Sectors between extents, and those of removed ones, do not exist: requests for them fail, and so do requests for the sectors of two
 /// extents, and whatever would change a read-only one.
 #[derive(Debug)]
 pub struct ImageDisk {
@@ -65,6 +65,12 @@ impl ImageDisk {
             interrupt.config_changed();
         }
         Ok(extent)
+    }
+
+    /// Removes the extent that begins at sector `start`; requests for its sectors fail from now on. None is under way: they
+    /// are served under the same exclusive access to the disk. The capacity stays.
+    pub fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, BlkError> {
+        self.extents.remove(start)
     }
 
     /// Makes everything durable that the guest has written, for the end of the VM.

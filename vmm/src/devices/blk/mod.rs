@@ -1,4 +1,4 @@
-//! The image disk (virtio-blk, virtio 1.2 §5.2): one disk made of extents that are added while the guest runs.
+//! The image disk (virtio-blk, virtio 1.2 §5.2): one disk made of extents that come and go while the guest runs.
 
 mod buffers;
 mod device;
@@ -11,4 +11,4 @@ mod tests;
 mod vectored;
 
 pub use device::ImageDisk;
-pub use extents::{BlkError, Extent};
+pub use extents::{BlkError, Extent, RemovedExtent};
