@@ -128,7 +128,7 @@ impl Extents {
     pub(super) fn remove(&mut self, start: u64) -> Result<RemovedExtent, BlkError> {
         let index = self.list.binary_search_by_key(&start, |backing| backing.extent.start);
         let Backing { file, dirty, .. } = self.list.remove(index.map_err(|_| BlkError::Unknown(start))?);
-        Ok(RemovedExtent { file, dirty })
+        Ok(RemovedExtent::new(file, dirty))
     }
 
     /// Reads the sectors of `range`, as long as `into`.
