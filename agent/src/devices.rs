@@ -105,7 +105,8 @@ fn collect(given: &[LinuxDeviceCgroup], linux: &Linux, renumbered: &[Renumbered]
         let number = rule.major.zip(rule.minor).filter(|_| rule.kind == Some(BLOCK));
         number.is_some_and(|number| renumbered.iter().any(|device| device.guest == number))
     };
-    let mut rules: Vec<Rule> = given.iter().map(parse).filter(|rule| holds_here(rule) || here(rule)).collect();
+    let mut rules: Vec<Rule> =
+        given.iter().map(parse).filter(|rule| holds_here(rule) || here(rule)).collect();
     let character = |&(major, minor): &(u32, Option<u32>)| Rule {
         allow: true,
         kind: Some(CHARACTER),

@@ -22,7 +22,9 @@ pub enum DiskError {
     #[error("cannot examine {0}")]
     Examine(PathBuf, #[source] io::Error),
     /// The pod has it already, otherwise.
-    #[error("{path} is {has} in this pod already and can't be {wanted} too: one pod has a file or device in one way")]
+    #[error(
+        "{path} is {has} in this pod already and can't be {wanted} too: one pod has a file or device in one way"
+    )]
     Mode {
         /// The file or device.
         path: PathBuf,

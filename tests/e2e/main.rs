@@ -4,6 +4,7 @@
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use libtest_mimic::{Arguments, Trial};
 use monohull_tests::engine::{Client, Engine};
 
 mod bad_input;
+mod block;
 mod budget;
 mod cli;
 mod containers;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
     let mut trials = cli::trials();
+    trials.extend(block::trials());
     for client in [Client::Ctr, Client::Nerdctl] {
         let cases = [
             containers::CASES,
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
             },
         ];
         // Started by the first test that needs it, ended with the last.
-        let engine = Arc::new(Lazy::new(client));
+        let engine = Arc::new(Lazy::new(move || Engine::start(client)));
         for &(name, case) in cases.into_iter().flatten() {
             let engine = engine.clone();
             trials.push(Trial::test(format!("{}::{name}", client.name()), move || {
@@ -70,17 +73,17 @@ fn main() -> ExitCode {
 
 /// An engine that starts when it is first used.
 struct Lazy {
-    client: Client,
+    start: Box<dyn Fn() -> io::Result<Engine> + Send + Sync>,
     engine: std::sync::OnceLock<Result<Engine, String>>,
 }
 
 impl Lazy {
-    fn new(client: Client) -> Self {
-        Self { client, engine: std::sync::OnceLock::new() }
+    fn new(start: impl Fn() -> io::Result<Engine> + Send + Sync + 'static) -> Self {
+        Self { start: Box::new(start), engine: std::sync::OnceLock::new() }
     }
 
     fn get(&self) -> Result<&Engine, String> {
-        let start = || Engine::start(self.client).map_err(|error| error.to_string());
+        let start = || (self.start)().map_err(|error| error.to_string());
         self.engine.get_or_init(start).as_ref().map_err(Clone::clone)
     }
 }

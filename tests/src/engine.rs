@@ -125,6 +125,14 @@ impl Run {
 impl Engine {
     /// Starts a containerd and gives it the test image ([`image`]).
     pub fn start(client: Client) -> io::Result<Self> {
+        Self::start_with(client, |_| Ok(String::new()))
+    }
+
+    /// [`Self::start`] with more in its configuration (TOML), which `configure` makes, given [`Self::scratch`].
+    pub fn start_with(
+        client: Client,
+        configure: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
         let config = dir.path().join("config.toml");
         let mut text = String::new();
@@ -135,6 +143,7 @@ impl Engine {
              [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
             root = dir.path().display()
         );
+        text.push_str(&configure(dir.path())?);
         fs::write(&config, text)?;
         fs::create_dir(dir.path().join("bin"))?;
         let daemon = spawn_daemon(client, dir.path())?;

@@ -37,7 +37,8 @@ pub(super) fn check(linux: &oci::Linux) -> Result<Vec<BlockDevice>, SpecError> {
         if !device.path().starts_with("/dev") || device.path() == Path::new("/dev") {
             return Err(refused("a block device's path must be below /dev".into()));
         }
-        let number = |number: i64| u32::try_from(number).map_err(|_| refused(format!("{number} is no number")));
+        let number =
+            |number: i64| u32::try_from(number).map_err(|_| refused(format!("{number} is no number")));
         let (major, minor) = (number(device.major())?, number(device.minor())?);
         if !found.iter().any(|known| (known.major, known.minor) == (major, minor)) {
             let read_only = !may_write(rules.unwrap_or_default(), device);
