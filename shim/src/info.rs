@@ -42,7 +42,7 @@ fn info() -> io::Result<RuntimeInfo> {
 /// The mount options that work in a container: those of libcontainer (`MountOption` and `MountRecursive` of its
 /// `syscall/linux.rs`); propagation is taken and means nothing in a VM. "rro" tells Kubernetes that recursive read-only
 /// mounts are read-only.
-const MOUNT_OPTIONS: [&str; 47] = [
+const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "atime",
     "bind",
