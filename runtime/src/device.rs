@@ -15,16 +15,22 @@ pub enum DeviceError {
     #[error("the host has no block device {0}")]
     Unknown(String),
     /// Its node can't be opened.
-    #[error("cannot open block device {number} at {path}{hint}")]
+    #[error("cannot open block device {number} at {path}")]
     Open {
         /// `major:minor`.
         number: String,
         /// Where the kernel puts it.
         path: PathBuf,
-        /// What to do about it; begins with a separator.
-        hint: &'static str,
         /// The reason.
         source: io::Error,
+    },
+    /// It is to be written to, and can't be.
+    #[error("block device {number} ({path}) is write-protected; leave \"w\" out of its device rule")]
+    WriteProtected {
+        /// `major:minor`.
+        number: String,
+        /// Where the kernel puts it.
+        path: PathBuf,
     },
     /// Its node is another device.
     #[error("{path} is not block device {number}")]
@@ -45,22 +51,25 @@ pub(crate) fn open(device: BlockDevice) -> Result<OwnedFd, DeviceError> {
         .write(!device.read_only)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(&path);
-    let failed = |source: io::Error| {
-        let read_only = matches!(source.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::EPERM));
-        let hint = if read_only && !device.read_only {
-            " for writing; if it is read-only, leave \"w\" out of its device rule"
-        } else {
-            ""
-        };
-        DeviceError::Open { number: number.clone(), path: path.clone(), hint, source }
-    };
+    let failed = |source| DeviceError::Open { number: number.clone(), path: path.clone(), source };
     let file = file.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let wanted = libc::makedev(device.major, device.minor);
     if !metadata.file_type().is_block_device() || metadata.rdev() != wanted {
         return Err(DeviceError::Other { number, path });
     }
+    if !device.read_only && is_write_protected(wanted) {
+        return Err(DeviceError::WriteProtected { number, path });
+    }
     Ok(file.into())
+}
+
+/// Whether the kernel refuses writes to a block device. Opening it for writing succeeds all the same.
+pub(crate) fn is_write_protected(number: libc::dev_t) -> bool {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    // Documentation/ABI/stable/sysfs-block has no word on it; see `ro` in block/genhd.c and block/partitions/core.c.
+    let read_only = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
+    read_only.is_ok_and(|text| text.trim() == "1")
 }
 
 /// Where devtmpfs has a block device (Documentation/ABI/testing/sysfs-dev, `DEVNAME` of its uevent).

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -237,12 +237,20 @@ fn shared_layer(engine: &Engine) {
 }
 
 fn hostile(engine: &Engine) {
-    let options = ["--snapshotter", "erofs", "--privileged", "--privileged-without-host-devices"];
+    // Every capability, and device rules that allow everything, which `ctr` gives only together with the host's devices.
+    let everything = r#"[{"allow": true, "access": "rwm"}]"#;
+    let script = format!(
+        "[ ! -e config.json ] || {{ jq '.linux.resources.devices = {everything}' config.json > new && mv new config.json; }}
+         exec $SHIM \"$@\""
+    );
+    let runtime = engine.install_shim("monohull-hostile", &script).expect("a shim to run");
+    let privileged = ["--privileged", "--privileged-without-host-devices", "--runtime", &runtime];
+    let options = [&["--snapshotter", "erofs"][..], &privileged].concat();
     let name = ctr_stay(engine, "hostile", &options);
     let layers = vmm_files(&name, "layer.erofs");
     let [(layer, _)] = &layers[..] else { panic!("{layers:?}") };
     let before = fs::read(layer).expect("a layer");
-    let script = "cd /tmp; number=$(tr : ' ' < /sys/class/block/vda1/dev); mknod part b $number; \
+    let script = "cd /dev; number=$(tr : ' ' < /sys/class/block/vda1/dev); mknod part b $number; \
                   mknod disk b $(tr : ' ' < /sys/class/block/vda/dev); \
                   blockdev --setrw part; blockdev --getro part; \
                   dd if=/dev/zero of=part bs=4096 count=4 conv=fsync,notrunc; \
@@ -337,7 +345,9 @@ fn raw(engine: &Engine) {
                   dd if=/dev/xvda bs=1 skip=4096 count=13 2>/dev/null; echo; \
                   echo from the guest | dd of=/dev/xvda bs=512 seek=16 conv=fsync,notrunc 2>/dev/null; echo $?";
     let output = with_device(engine, &disk.option("/dev/xvda", "rwm"), &[], script);
-    assert_eq!(output.text(), "block special file 660\n8388608\nfrom the host\n0\n", "{}", output.stderr);
+    let mode = fs::metadata(&disk.device).expect("a device").permissions().mode() & 0o777;
+    let expected = format!("block special file {mode:o}\n8388608\nfrom the host\n0\n");
+    assert_eq!(output.text(), expected, "{}", output.stderr);
     // Through the device, as another user of it would see it.
     let mut found = [0; 14];
     File::open(&disk.device).expect("open").read_exact_at(&mut found, 8192).expect("read");
@@ -401,8 +411,13 @@ fn refused(engine: &Engine) {
     );
     host("blockdev", &["--setro", &disk.device]);
     let write_protected = with_device(engine, &disk.option("/dev/xvda", "rwm"), &[], "true");
+    let option = mount_option("ext4", Path::new(&disk.device), "rw");
+    let mounted = ctr_run(engine, &id("bound"), &["--rm", "--mount", &option], "true");
+    // The flag stays with the device's number, whatever the next file is.
+    host("blockdev", &["--setrw", &disk.device]);
+    assert!(mounted.stderr.contains("is write-protected: mount it read-only"), "{}", mounted.stderr);
     assert!(
-        write_protected.stderr.contains("leave \"w\" out of its device rule"),
+        write_protected.stderr.contains("is write-protected; leave \"w\" out of its device rule"),
         "{}",
         write_protected.stderr
     );
@@ -503,10 +518,10 @@ fn recursive_read_only(engine: &Engine) {
     let option = |options: &str| format!("type=bind,src={},dst=/mnt,options={options}", volume.display());
     let script = "touch /mnt/x /mnt/inner/x 2>&1 | grep -c 'Read-only'; ls /mnt/inner";
     let run = |options| ctr_run(engine, &id("rro"), &["--rm", "--mount", &option(options)], script);
-    let (recursive, top) = (run("rbind:rro"), run("rbind:ro"));
+    let (recursive, writable) = (run("rbind:rro"), run("rbind:rw"));
     host("umount", &[&text(&inner)]);
     assert_eq!(recursive.text(), "2\n", "{}", recursive.stderr);
-    assert_eq!(top.text(), "1\nx\n", "{}", top.stderr);
+    assert_eq!(writable.text(), "0\nx\n", "{}", writable.stderr);
 }
 
 /// A thin pool; removed with all its devices.

@@ -151,7 +151,8 @@ impl Engine {
         engine.wait_until_ready()?;
         let imported = engine.ctr(&["image", "import", &image()]).output()?;
         if !imported.status.success() {
-            return Err(io::Error::other(String::from_utf8_lossy(&imported.stderr).into_owned()));
+            let words = String::from_utf8_lossy(&imported.stderr);
+            return Err(io::Error::other(format!("cannot import the test image: {words}{}", engine.log())));
         }
         Ok(engine)
     }
