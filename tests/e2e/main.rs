@@ -44,8 +44,7 @@ const WITH_BOTH: [&[Case]; 9] = [
 ];
 /// What the engine has no part in runs with one of them.
 const WITH_CTR: [&[Case]; 2] = [network::CASES, bad_input::CASES];
-const WITH_NERDCTL: [&[Case]; 4] =
-    [network::NERDCTL_CASES, resources::CASES, volumes::CASES, budget::CASES];
+const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, resources::CASES, volumes::CASES, budget::CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
