@@ -8,7 +8,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
 use libtest_mimic::Trial;
 use monohull_tests::engine::{Client, Engine, IMAGE, MONOHULL, Output, Run, finish};
@@ -17,7 +16,7 @@ use monohull_tests::leaks::Census;
 use crate::containers::id;
 use crate::failures::vmm_of;
 use crate::leaks::assert_nothing_beyond;
-use crate::{Case, Lazy, sandbox};
+use crate::{Case, Group, sandbox};
 
 /// The tests of the engine whose erofs snapshots have a writable layer in a directory.
 const CASES: &[Case] = &[
@@ -41,26 +40,28 @@ const SIZED_CASES: &[Case] = &[("erofs_with_default_size_keeps_what_is_written_i
 /// Fits what is made in it: busybox and a few files.
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn trials() -> Vec<Trial> {
-    let plain = Arc::new(Lazy::new(|| Engine::start_with(Client::Nerdctl, with_blockfile)));
-    let sized = Arc::new(Lazy::new(|| {
-        let config = "[plugins.\"io.containerd.snapshotter.v1.erofs\"]\ndefault_size = \"64MiB\"\n";
-        Engine::start_with(Client::Nerdctl, |_| Ok(config.into()))
-    }));
-    let trial = |engine: &Arc<Lazy>, (name, case): Case| {
-        let engine = engine.clone();
-        Trial::test(format!("block::{name}"), move || {
-            case(engine.get()?);
-            Ok(())
-        })
-    };
-    let plain = CASES.iter().map(|case| trial(&plain, *case));
-    let sized = SIZED_CASES.iter().map(|case| trial(&sized, *case));
-    let devmapper = Trial::test("block::devmapper_snapshots_are_passed_as_devices", || {
+pub(crate) fn groups() -> [Group; 2] {
+    let sized = "[plugins.\"io.containerd.snapshotter.v1.erofs\"]\ndefault_size = \"64MiB\"\n";
+    [
+        Group {
+            name: "block",
+            start: Box::new(|| Engine::start_with(Client::Nerdctl, with_blockfile)),
+            cases: CASES.to_vec(),
+        },
+        Group {
+            name: "block",
+            start: Box::new(|| Engine::start_with(Client::Nerdctl, |_| Ok(sized.into()))),
+            cases: SIZED_CASES.to_vec(),
+        },
+    ]
+}
+
+/// A test with an engine of its own, because its thin pool must outlive that.
+pub(crate) fn devmapper_trial() -> Trial {
+    Trial::test("block::devmapper_snapshots_are_passed_as_devices", || {
         devmapper();
         Ok(())
-    });
-    plain.chain(sized).chain([devmapper]).collect()
+    })
 }
 
 fn with_blockfile(dir: &Path) -> io::Result<String> {

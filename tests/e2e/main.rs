@@ -6,7 +6,8 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use monohull_tests::engine::{Client, Engine};
@@ -31,57 +32,83 @@ mod volumes;
 /// A test of one engine.
 type Case = (&'static str, fn(&Engine));
 
+/// What depends on the engine: the versions of its API, and its client's ways.
+const WITH_BOTH: [&[Case]; 9] = [
+    containers::CASES,
+    processes::CASES,
+    control::CASES,
+    stdio::CASES,
+    pods::CASES,
+    sandbox::CASES,
+    lifecycle::CASES,
+    failures::CASES,
+    leaks::CASES,
+];
+/// What the engine has no part in runs with one of them.
+const WITH_CTR: [&[Case]; 2] = [network::CASES, bad_input::CASES];
+const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, resources::CASES, volumes::CASES, budget::CASES];
+
+/// How many of the slowest tests are listed.
+const SLOWEST: usize = 10;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
+    let times = Arc::new(Mutex::new(Vec::new()));
     let mut trials = cli::trials();
-    trials.extend(block::trials());
-    for client in [Client::Ctr, Client::Nerdctl] {
-        let cases = [
-            containers::CASES,
-            processes::CASES,
-            control::CASES,
-            stdio::CASES,
-            pods::CASES,
-            resources::CASES,
-            sandbox::CASES,
-            lifecycle::CASES,
-            failures::CASES,
-            bad_input::CASES,
-            volumes::CASES,
-            budget::CASES,
-            leaks::CASES,
-            match client {
-                Client::Ctr => network::CASES,
-                Client::Nerdctl => network::NERDCTL_CASES,
-            },
-        ];
+    let engines =
+        [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])].map(|(client, own)| Group {
+            name: client.name(),
+            start: Box::new(move || Engine::start(client)),
+            cases: WITH_BOTH.iter().chain(own).copied().flatten().copied().collect(),
+        });
+    for Group { name, start, cases } in engines.into_iter().chain(block::groups()) {
         // Started by the first test that needs it, ended with the last.
-        let engine = Arc::new(Lazy::new(move || Engine::start(client)));
-        for &(name, case) in cases.into_iter().flatten() {
-            let engine = engine.clone();
-            trials.push(Trial::test(format!("{}::{name}", client.name()), move || {
-                case(engine.get()?);
+        let engine = Arc::new(Lazy { start, engine: OnceLock::new() });
+        for (case_name, case) in cases {
+            let (engine, times) = (engine.clone(), times.clone());
+            let name = format!("{name}::{case_name}");
+            trials.push(Trial::test(name.clone(), move || {
+                let engine = engine.get()?;
+                let start = Instant::now();
+                case(engine);
+                times.lock().unwrap_or_else(PoisonError::into_inner).push((start.elapsed(), name));
                 Ok(())
             }));
         }
     }
+    trials.push(block::devmapper_trial());
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     conclusion.exit_code()
+}
+
+/// Says where a suite's time went.
+fn print_slowest(times: &mut [(Duration, String)]) {
+    times.sort_by(|a, b| b.cmp(a));
+    for (time, name) in times.iter().take(SLOWEST) {
+        println!("{:6.1} s  {name}", time.as_secs_f64());
+    }
+}
+
+/// The start of an engine.
+type Start = Box<dyn Fn() -> io::Result<Engine> + Send + Sync>;
+
+/// Tests that share an engine.
+struct Group {
+    name: &'static str,
+    start: Start,
+    cases: Vec<Case>,
 }
 
 /// An engine that starts when it is first used.
 struct Lazy {
-    start: Box<dyn Fn() -> io::Result<Engine> + Send + Sync>,
-    engine: std::sync::OnceLock<Result<Engine, String>>,
+    start: Start,
+    engine: OnceLock<Result<Engine, String>>,
 }
 
 impl Lazy {
-    fn new(start: impl Fn() -> io::Result<Engine> + Send + Sync + 'static) -> Self {
-        Self { start: Box::new(start), engine: std::sync::OnceLock::new() }
-    }
-
     fn get(&self) -> Result<&Engine, String> {
         let start = || (self.start)().map_err(|error| error.to_string());
         self.engine.get_or_init(start).as_ref().map_err(Clone::clone)
