@@ -67,7 +67,7 @@ pub(crate) fn open(device: BlockDevice) -> Result<OwnedFd, DeviceError> {
 /// Whether the kernel refuses writes to a block device. Opening it for writing succeeds all the same.
 pub(crate) fn is_write_protected(number: libc::dev_t) -> bool {
     let (major, minor) = (libc::major(number), libc::minor(number));
-    // Documentation/ABI/stable/sysfs-block has no word on it; see `ro` in block/genhd.c and block/partitions/core.c.
+    // The attribute `ro` of block/genhd.c and block/partitions/core.c.
     let read_only = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
     read_only.is_ok_and(|text| text.trim() == "1")
 }

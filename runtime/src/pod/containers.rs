@@ -199,7 +199,8 @@ impl Pod {
     }
 
     /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
-    /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has ended it only forgets.
+    /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has
+    /// ended it only forgets.
     pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
         let init = self.containers.init(container)?;
         if init.is_running() {
