@@ -10,7 +10,7 @@ use crate::process::Stdio;
 use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
 use crate::size::Limits;
-use crate::spec::{self, Volume};
+use crate::spec::{self, SocketVolume, Volume};
 use crate::state;
 use crate::timeline::Timeline;
 
@@ -26,6 +26,7 @@ pub struct Prepared {
     pub(crate) spec: oci::Spec,
     pub(crate) storages: Vec<Storage<Source>>,
     pub(crate) volumes: Vec<Volume>,
+    pub(crate) sockets: Vec<SocketVolume>,
 }
 
 impl Prepared {
@@ -45,6 +46,7 @@ impl Prepared {
         planned.extend(volumes.memory.into_iter().map(rootfs::memory));
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes: volumes.shared })
+        let (volumes, sockets) = (volumes.shared, volumes.sockets);
+        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes, sockets })
     }
 }

@@ -9,17 +9,14 @@ use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use protobuf::MessageField;
 
+use super::volumes::Attached;
 use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::process::{Process, Stdio};
 use crate::rootfs::{Source, Storage};
-use crate::share::Exported;
-use crate::spec::{self, Volume};
+use crate::spec;
 use crate::state::{self, ContainerState};
-
-/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
-const SHARED: &str = "virtiofs";
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -30,8 +27,8 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists. What it has of the host is shared as long as this lives.
-    Created { init: Process, _exports: Vec<Exported> },
+    /// Its init process exists. What it has of the host is there as long as this lives.
+    Created { init: Process, _volumes: Attached },
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -72,9 +69,9 @@ impl Containers {
 }
 
 impl Reservation<'_> {
-    fn keep(self, init: Process, exports: Vec<Exported>) {
+    fn keep(self, init: Process, volumes: Attached) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, _exports: exports });
+        table.insert(self.id.clone(), Container::Created { init, _volumes: volumes });
     }
 }
 
@@ -98,8 +95,9 @@ impl Pod {
         let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
-            Ok((process, exported)) => {
-                reservation.keep(process.clone(), exported);
+            Ok((process, attached)) => {
+                attached.set_live();
+                reservation.keep(process.clone(), attached);
                 self.timeline.mark("container created");
                 self.note_container(id, bundle)?;
                 Ok(process)
@@ -112,14 +110,14 @@ impl Pod {
     }
 
     /// Makes room for the container, and creates it.
-    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Vec<Exported>), PodError> {
-        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, .. } = prepared;
+    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Attached), PodError> {
+        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, sockets, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
         let disk = self.add_storages(storages);
-        let share = self.share_volumes(volumes);
+        let attach = self.attach_volumes(volumes, sockets);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (mut storages, (shared, exported), (streams, names)) = tokio::try_join!(disk, share, streams)?;
-        storages.extend(shared);
+        let (mut storages, (volumes, attached), (streams, names)) = tokio::try_join!(disk, attach, streams)?;
+        storages.extend(volumes);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
             spec: spec::to_json(&spec)?,
@@ -138,7 +136,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, exported))
+        Ok((process, attached))
     }
 
     /// Creates and starts a further process in a running container.
@@ -210,29 +208,6 @@ impl Pod {
         let bundle = (!bundle.as_os_str().is_empty()).then_some(bundle);
         self.state.change(|state| state.containers.push(ContainerState { id, bundle }))?;
         Ok(())
-    }
-
-    /// Shares a container's volumes with the guest.
-    async fn share_volumes(
-        &self,
-        volumes: Vec<Volume>,
-    ) -> Result<(Vec<proto::Storage>, Vec<Exported>), PodError> {
-        let (mut storages, mut all) = (Vec::new(), Vec::new());
-        if volumes.is_empty() {
-            return Ok((storages, all));
-        }
-        let share = self.share().await?;
-        for Volume { export, target } in volumes {
-            let exported = share.add(export).await?;
-            storages.push(proto::Storage {
-                fstype: SHARED.into(),
-                source: Some(proto::storage::Source::Path(exported.name().to_owned())),
-                target,
-                ..Default::default()
-            });
-            all.push(exported);
-        }
-        Ok((storages, all))
     }
 
     /// Puts a container's files and block devices on the image disk.
