@@ -7,7 +7,7 @@ mod link;
 mod network;
 mod resize;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;
 
 use std::path::PathBuf;
