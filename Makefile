@@ -49,7 +49,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
-	@install $(DEBUG)/monohull-bench $(TESTS)/
+	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio

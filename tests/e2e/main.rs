@@ -18,11 +18,13 @@ mod control;
 mod failures;
 mod leaks;
 mod lifecycle;
+mod mirrors;
 mod network;
 mod pods;
 mod processes;
 mod resources;
 mod sandbox;
+mod sockets;
 mod stdio;
 mod volumes;
 
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
             failures::CASES,
             bad_input::CASES,
             volumes::CASES,
+            mirrors::CASES,
+            sockets::CASES,
             budget::CASES,
             leaks::CASES,
             match client {
