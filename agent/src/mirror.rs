@@ -3,11 +3,11 @@
 //! A mirror is changed as its original was: the new content beside the old, then one rename, then the old goes. So a
 //! reader sees one or the other, and who watches with inotify hears of the same events as on the host.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use monohull_protocol::agent::{Mirror, MirrorEntry};
 use rustix::fs::{
@@ -29,43 +29,48 @@ const DATA: &str = "..data";
 /// What is renamed to a link's name.
 const NEW_LINK: &str = "..new_link";
 
-/// The pod's mirrors by name. Each is changed by one request at a time.
+/// The names of the pod's mirrors. Held while one is changed.
 #[derive(Debug, Default)]
-pub(crate) struct Mirrors(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<PathBuf>>>>);
+pub(crate) struct Mirrors(Mutex<BTreeSet<String>>);
 
 impl Mirrors {
-    /// Makes a mirror; opens it as a source for mounts.
+    /// Makes a mirror; opens it as a source for mounts. After an error it is still to be removed.
     pub(crate) fn make(&self, mirror: &Mirror) -> Result<OwnedFd> {
         if !paths::valid_id(&mirror.name) {
             return Err(Error::Invalid(format!("{:?} is not the name of a mirror", mirror.name)));
         }
+        let mut names = self.lock();
         let path = Path::new(MIRRORS).join(&mirror.name);
-        fs::create_dir_all(MIRRORS).and_then(|()| fs::create_dir(&path)).doing(|| format!("make {}", path.display()))?;
+        fs::create_dir_all(MIRRORS)
+            .and_then(|()| fs::create_dir(&path))
+            .doing(|| format!("make {}", path.display()))?;
         mount::filesystem("tmpfs", "mirror", &Options::parse([OPTIONS])?, paths::open_path(&path)?)?;
-        self.lock().insert(mirror.name.clone(), Arc::new(tokio::sync::Mutex::new(path.clone())));
+        names.insert(mirror.name.clone());
         let root = open_directory(&path)?;
         update(&root, mirror)?;
         Ok(root)
     }
 
     /// Brings a mirror up to date.
-    pub(crate) async fn update(&self, mirror: &Mirror) -> Result<()> {
-        let known = self.lock().get(&mirror.name).cloned();
-        let known = known.ok_or_else(|| Error::NotFound(format!("there is no mirror {}", mirror.name)))?;
-        let path = known.lock().await;
-        update(&open_directory(&path)?, mirror)
+    pub(crate) fn update(&self, mirror: &Mirror) -> Result<()> {
+        let names = self.lock();
+        if !names.contains(&mirror.name) {
+            return Err(Error::NotFound(format!("there is no mirror {}", mirror.name)));
+        }
+        update(&open_directory(&Path::new(MIRRORS).join(&mirror.name))?, mirror)
     }
 
-    /// Ends a mirror.
+    /// Ends a mirror, if there is one of that name.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
-        let Some(known) = self.lock().remove(name) else { return Ok(()) };
-        drop(known);
+        if !self.lock().remove(name) {
+            return Ok(());
+        }
         let path = Path::new(MIRRORS).join(name);
         mount::unmount(&path)?;
         fs::remove_dir(&path).doing(|| format!("remove {}", path.display()))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<tokio::sync::Mutex<PathBuf>>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -154,8 +159,7 @@ fn make(root: &OwnedFd, path: &Path, entry: &MirrorEntry) -> std::io::Result<()>
         FileType::Directory => mkdirat(root, path, Mode::from_raw_mode(0o700))?,
         FileType::Symlink => symlinkat(&entry.data[..], root, path)?,
         FileType::RegularFile => {
-            let flags =
-                OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = openat(root, path, flags, Mode::from_raw_mode(0o600))?;
             std::io::Write::write_all(&mut fs::File::from(file), &entry.data)?;
         }

@@ -250,8 +250,8 @@ impl Pod {
         new.map_err(|_| Error::NotFound(format!("container {id} has been deleted")))
     }
 
-    pub(crate) async fn update_mirror(&self, mirror: &agent::Mirror) -> Result<()> {
-        self.environment.sources.mirrors.update(mirror).await
+    pub(crate) fn update_mirror(&self, mirror: &agent::Mirror) -> Result<()> {
+        self.environment.sources.mirrors.update(mirror)
     }
 
     /// Ends everything and flushes all data. Then the machine may be reset.

@@ -210,7 +210,7 @@ impl Agent for Service {
     }
 
     async fn update_mirror(&self, _: &TtrpcContext, mirror: Mirror) -> ttrpc::Result<Empty> {
-        self.complete(|pod| async move { pod.update_mirror(&mirror).await }).await?;
+        self.0.update_mirror(&mirror)?;
         Ok(Empty::new())
     }
 

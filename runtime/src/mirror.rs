@@ -239,7 +239,8 @@ fn drain(watch: impl AsFd) -> bool {
     let mut relevant = false;
     // The end is EAGAIN.
     while let Ok(event) = reader.next() {
-        let passing = |name: &std::ffi::CStr| name.to_bytes().starts_with(b"..") && name.to_bytes() != b"..data";
+        let passing =
+            |name: &std::ffi::CStr| name.to_bytes().starts_with(b"..") && name.to_bytes() != b"..data";
         relevant |= !event.file_name().is_some_and(passing);
     }
     relevant

@@ -148,7 +148,8 @@ impl Pod {
         let (vsock, listener) = Vsock::listen(state.dir())?;
         let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
         let sockets = Arc::<Sockets>::default();
-        let Booting { vm, ready, mut network, sizing } = boot(&config, files, sockets.clone(), &state).await?;
+        let Booting { vm, ready, mut network, sizing } =
+            boot(&config, files, sockets.clone(), &state).await?;
         let watch = vm.watch();
         let sharing = async {
             Ok(if share {

@@ -57,6 +57,10 @@ fn main() -> ExitCode {
                 Client::Ctr => network::CASES,
                 Client::Nerdctl => network::NERDCTL_CASES,
             },
+            match client {
+                Client::Ctr => &[],
+                Client::Nerdctl => sockets::NERDCTL_CASES,
+            },
         ];
         // Started by the first test that needs it, ended with the last.
         let engine = Arc::new(Lazy::new(client));

@@ -72,7 +72,8 @@ impl<'a> Watcher<'a> {
         run.extra = volume(engine, source, "/mnt", true).into();
         run.extra.extend(volume(engine, Path::new(&in_container()), "/bin/in-container", true));
         let mut command = engine.run_command(&run);
-        let mut client = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the client starts");
+        let mut client =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the client starts");
         let lines = BufReader::new(client.stdout.take().expect("piped"));
         let mut watcher = Self { engine, name, client, lines };
         watcher.until("ready");
@@ -144,8 +145,11 @@ fn attributes(engine: &Engine) {
 fn file(engine: &Engine) {
     let mut projected = Projected::new(engine, "one");
     let mut watcher = Watcher::start(engine, &projected.path, &["/mnt/key"]);
-    projected.write("two");
+    // As large as the kubelet lets one be.
+    projected.write(&"x".repeat(1 << 20));
     watcher.until("delete-self /mnt/key");
+    let output = engine.exec(&watcher.name, &["wc", "-c", "/mnt/key"]);
+    assert_eq!(output.text(), "1048576 /mnt/key\n", "{}", output.stderr);
 }
 
 /// Too large for a message to the guest: then it goes through the fs server.

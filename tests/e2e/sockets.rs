@@ -19,13 +19,17 @@ use crate::volumes::{directory, volume};
 
 pub(crate) const CASES: &[Case] = &[
     ("a_socket_of_the_host_answers_in_the_container", answered),
+    ("many_connections_one_after_the_other_are_served", many),
     ("much_data_passes_a_socket_both_ways_and_ends_with_a_half_close", much),
-    ("the_hosts_server_sees_the_user_that_the_container_was_given", user),
     ("a_socket_has_the_hosts_mode_in_the_container", mode),
     ("a_socket_that_was_made_again_is_not_reached", made_again),
     ("a_socket_beside_the_one_that_was_mounted_is_not_reached", beside),
     ("a_container_with_a_socket_leaves_nothing", leftovers),
 ];
+
+/// Those that want a user in the container's spec, for which `ctr run` has no option.
+pub(crate) const NERDCTL_CASES: &[Case] =
+    &[("the_hosts_server_sees_the_user_that_the_container_was_given", user)];
 
 fn listen(engine: &Engine) -> (UnixListener, PathBuf) {
     let path = directory(engine).join("socket");
@@ -68,6 +72,20 @@ fn answered(engine: &Engine) {
     server.join().expect("the server ends");
 }
 
+fn many(engine: &Engine) {
+    let (listener, path) = listen(engine);
+    let server = serve(listener, 100, |mut stream| {
+        let mut byte = [0];
+        while stream.read(&mut byte).is_ok_and(|read| read == 1) {
+            stream.write_all(&byte).expect("answered");
+        }
+    });
+    let output = engine.run(&container(engine, &path, "/bin/in-container ping /run/socket"));
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    println!("a socket of the host: {}", output.text().trim_end());
+    server.join().expect("the server ends");
+}
+
 fn much(engine: &Engine) {
     const SIZE: usize = 16 << 20;
     let (listener, path) = listen(engine);
@@ -105,9 +123,12 @@ fn user(engine: &Engine) {
 fn mode(engine: &Engine) {
     let (_listener, path) = listen(engine);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
-    let mut run = container(engine, &path, "stat -c '%u %g %a' /run/socket; echo x | connect /run/socket");
-    run.user = Some("1000:1001".into());
-    let output = engine.run(&run);
+    let mut run = container(engine, &path, "trap 'exit 143' TERM; sleep 1000 & wait");
+    run.detach = true;
+    assert_eq!(engine.run(&run).code(), 0, "{}", engine.log());
+    let script = "stat -c '%u %g %a' /run/socket; echo x | /bin/in-container connect /run/socket";
+    let output = engine.exec_as(&run.id, "1000:1001", &["sh", "-c", script]);
+    engine.remove(&run.id);
     assert_eq!(output.text(), "0 0 640\n");
     assert!(output.stderr.contains("PermissionDenied"), "{}", output.stderr);
 }
@@ -146,7 +167,8 @@ fn leftovers(engine: &Engine) {
     let (listener, path) = listen(engine);
     // A connection that nobody ends.
     let server = thread::spawn(move || listener.accept().expect("a connection"));
-    let mut run = container(engine, &path, "connect /run/socket < /dev/zero > /dev/null & read _ < /dev/tty; wait");
+    let mut run =
+        container(engine, &path, "connect /run/socket < /dev/zero > /dev/null & read _ < /dev/tty; wait");
     run.detach = true;
     assert_eq!(engine.run(&run).code(), 0, "{}", engine.log());
     let (_stream, _) = server.join().expect("a connection");

@@ -214,7 +214,9 @@ fn executed(engine: &Engine) {
 fn special_files(engine: &Engine) {
     let fifo = directory(engine).join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
-    for (source, words) in [(fifo.as_path(), "a FIFO of the host"), (Path::new("/dev/kvm"), "a device of the host")] {
+    for (source, words) in
+        [(fifo.as_path(), "a FIFO of the host"), (Path::new("/dev/kvm"), "a device of the host")]
+    {
         let output = run(engine, source, false, "true");
         assert_ne!(output.code(), 0);
         assert!(output.stderr.contains(words), "{}", output.stderr);

@@ -44,7 +44,10 @@ fn a_mirror_has_what_its_original_has() {
     assert_eq!(fs::read_to_string(dir.path().join("key")).unwrap(), "one");
     assert_eq!(fs::read_to_string(dir.path().join("d/deep")).unwrap(), "two");
     let mode = |path: &str| dir.path().join(path).symlink_metadata().unwrap().permissions().mode();
-    assert_eq!([mode("key"), mode("..1/key"), mode("d/"), mode("")], [0o120_777, 0o100_640, 0o040_700, 0o041_777]);
+    assert_eq!(
+        [mode("key"), mode("..1/key"), mode("d/"), mode("")],
+        [0o120_777, 0o100_640, 0o040_700, 0o041_777]
+    );
     for path in ["key", "..1", "..1/d"] {
         let metadata = dir.path().join(path).symlink_metadata().unwrap();
         assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1, 500_000_000), "{path}");

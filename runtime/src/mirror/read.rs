@@ -186,7 +186,9 @@ impl Content {
         let file = openat(directory, name, flags, Mode::empty())?;
         let stat = fstat(&file)?;
         let (mut data, room) = (Vec::new(), self.room.saturating_sub(self.bytes));
-        File::from(file).take(u64::try_from(room).unwrap_or(u64::MAX).saturating_add(1)).read_to_end(&mut data)?;
+        File::from(file)
+            .take(u64::try_from(room).unwrap_or(u64::MAX).saturating_add(1))
+            .read_to_end(&mut data)?;
         self.count(data.len())?;
         self.entries.push(MirrorEntry { data, ..entry(path, &stat) });
         Ok(())

@@ -2,14 +2,16 @@
 //!
 //!     in-container watch PATH…    prints "ready", then a line for each inotify event: its kind, and its name or the path
 //!     in-container connect PATH   joins standard input and output to a UNIX socket; the end of input is a half-close
+//!     in-container ping PATH      prints how long a connection takes, and one byte there and back; the median of 100
 //!     in-container lock PATH      takes both kinds of lock of the file (fcntl(2), flock(2)), prints "locked" or "busy", and
 //!                                 keeps them until input ends
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
@@ -20,8 +22,9 @@ fn main() -> io::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
+        ["ping", path] => ping(path),
         ["lock", path] => lock(path),
-        _ => Err(io::Error::other("usage: in-container watch PATH… | connect PATH | lock PATH")),
+        _ => Err(io::Error::other("usage: in-container watch PATH… | connect PATH | ping PATH | lock PATH")),
     }
 }
 
@@ -62,6 +65,28 @@ fn connect(path: &str) -> io::Result<()> {
     io::copy(&mut reader, &mut io::stdout().lock())?;
     // A server that has ended needs no more input: what is still to be sent fails, or there is none.
     if sender.is_finished() { sender.join().unwrap_or(Ok(())) } else { Ok(()) }
+}
+
+fn ping(path: &str) -> io::Result<()> {
+    let (mut whole, mut one) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let start = Instant::now();
+        let mut stream = UnixStream::connect(path)?;
+        let mut byte = [0];
+        // A connection is there when it has answered once.
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        whole.push(start.elapsed());
+        let start = Instant::now();
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        one.push(start.elapsed());
+    }
+    whole.sort();
+    one.sort();
+    let median = |times: &[Duration]| times.get(50).copied().unwrap_or_default();
+    println!("connection and first byte {:?}, one byte {:?}", median(&whole), median(&one));
+    Ok(())
 }
 
 fn lock(path: &str) -> io::Result<()> {
