@@ -185,6 +185,9 @@ impl Content {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(directory, name, flags, Mode::empty())?;
         let stat = fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Unfit::Shape(format!("{path:?} has just been replaced")));
+        }
         let (mut data, room) = (Vec::new(), self.room.saturating_sub(self.bytes));
         File::from(file)
             .take(u64::try_from(room).unwrap_or(u64::MAX).saturating_add(1))
