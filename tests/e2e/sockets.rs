@@ -17,7 +17,9 @@ use crate::containers::id;
 use crate::leaks::assert_nothing_beyond;
 use crate::volumes::{directory, volume};
 
+/// One of them wants a user in the container's spec, for which `ctr run` has no option.
 pub(crate) const CASES: &[Case] = &[
+    ("the_hosts_server_sees_the_user_that_the_container_was_given", user),
     ("a_socket_of_the_host_answers_in_the_container", answered),
     ("many_connections_one_after_the_other_are_served", many),
     ("much_data_passes_a_socket_both_ways_and_ends_with_a_half_close", much),
@@ -26,10 +28,6 @@ pub(crate) const CASES: &[Case] = &[
     ("a_socket_beside_the_one_that_was_mounted_is_not_reached", beside),
     ("a_container_with_a_socket_leaves_nothing", leftovers),
 ];
-
-/// Those that want a user in the container's spec, for which `ctr run` has no option.
-pub(crate) const NERDCTL_CASES: &[Case] =
-    &[("the_hosts_server_sees_the_user_that_the_container_was_given", user)];
 
 fn listen(engine: &Engine) -> (UnixListener, PathBuf) {
     let path = directory(engine).join("socket");
