@@ -2,6 +2,7 @@
 //!
 //!     in-container watch PATH…    prints "ready", then a line for each inotify event: its kind, and its name or the path
 //!     in-container connect PATH   joins standard input and output to a UNIX socket; the end of input is a half-close
+//!     in-container SECONDS        sleeps, whatever the program's name is
 //!     in-container ping PATH      prints how long a connection takes, and one byte there and back; the median of 100
 //!     in-container lock PATH      takes both kinds of lock of the file (fcntl(2), flock(2)), prints "locked" or "busy", and
 //!                                 keeps them until input ends
@@ -24,6 +25,10 @@ fn main() -> io::Result<()> {
         ["connect", path] => connect(path),
         ["ping", path] => ping(path),
         ["lock", path] => lock(path),
+        [seconds] if seconds.parse::<u64>().is_ok() => {
+            thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(0)));
+            Ok(())
+        }
         _ => Err(io::Error::other("usage: in-container watch PATH… | connect PATH | ping PATH | lock PATH")),
     }
 }
