@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use monohull_tests::engine::{Engine, Run, in_container};
-use monohull_tests::leaks::Census;
+use monohull_tests::leaks::{Census, processes};
+use monohull_tests::memory::private_kib;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::Case;
@@ -22,6 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     ("the_hosts_server_sees_the_user_that_the_container_was_given", user),
     ("a_socket_of_the_host_answers_in_the_container", answered),
     ("many_connections_one_after_the_other_are_served", many),
+    ("a_hundred_connections_at_a_time_take_little_memory", held),
     ("much_data_passes_a_socket_both_ways_and_ends_with_a_half_close", much),
     ("a_socket_has_the_hosts_mode_in_the_container", mode),
     ("a_socket_that_was_made_again_is_not_reached", made_again),
@@ -82,6 +84,42 @@ fn many(engine: &Engine) {
     assert_eq!(output.code(), 0, "{}", output.stderr);
     println!("a socket of the host: {}", output.text().trim_end());
     server.join().expect("the server ends");
+}
+
+fn held(engine: &Engine) {
+    const CONNECTIONS: u64 = 100;
+    let (listener, path) = listen(engine);
+    let server = thread::spawn(move || {
+        let mut streams = Vec::new();
+        let mut first = 0;
+        for number in 0..CONNECTIONS {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a byte");
+            if number == 0 {
+                first = shim_kib();
+            }
+            // The next connection comes after the answer.
+            stream.write_all(&byte).expect("answered");
+            streams.push(stream);
+        }
+        (first, shim_kib())
+    });
+    let script = format!("/bin/in-container hold /run/socket {CONNECTIONS}");
+    let output = engine.run(&container(engine, &path, &script));
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    let (first, all) = server.join().expect("the server ends");
+    let each = all.saturating_sub(first) / (CONNECTIONS - 1);
+    println!("private memory of the shim: {first} KiB with one connection, {all} KiB with {CONNECTIONS}");
+    assert!(each <= 32, "{each} KiB for each connection");
+}
+
+/// Private memory of the only shim.
+fn shim_kib() -> u64 {
+    let shims: Vec<_> =
+        processes().into_iter().filter(|(_, name)| name == "containerd-shim-monohull-v2").collect();
+    let [(pid, _)] = shims[..] else { panic!("{shims:?}") };
+    private_kib(pid)
 }
 
 fn much(engine: &Engine) {

@@ -4,6 +4,8 @@
 //!     in-container connect PATH   joins standard input and output to a UNIX socket; the end of input is a half-close
 //!     in-container SECONDS        sleeps, whatever the program's name is
 //!     in-container ping PATH      prints how long a connection takes, and one byte there and back; the median of 100
+//!     in-container hold PATH N    opens so many connections, with one byte there and back on each, and keeps them until the
+//!                                 server closes the last
 //!     in-container lock PATH      takes both kinds of lock of the file (fcntl(2), flock(2)), prints "locked" or "busy", and
 //!                                 keeps them until input ends
 
@@ -24,12 +26,15 @@ fn main() -> io::Result<()> {
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
         ["ping", path] => ping(path),
+        ["hold", path, count] => hold(path, count.parse().map_err(io::Error::other)?),
         ["lock", path] => lock(path),
         [seconds] if seconds.parse::<u64>().is_ok() => {
             thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(0)));
             Ok(())
         }
-        _ => Err(io::Error::other("usage: in-container watch PATH… | connect PATH | ping PATH | lock PATH")),
+        _ => Err(io::Error::other(
+            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH",
+        )),
     }
 }
 
@@ -92,6 +97,18 @@ fn ping(path: &str) -> io::Result<()> {
     let median = |times: &[Duration]| times.get(50).copied().unwrap_or_default();
     println!("connection and first byte {:?}, one byte {:?}", median(&whole), median(&one));
     Ok(())
+}
+
+fn hold(path: &str, count: usize) -> io::Result<()> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let mut stream = UnixStream::connect(path)?;
+        let mut byte = [0];
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        streams.push(stream);
+    }
+    streams.last_mut().map_or(Ok(0), |last| last.read(&mut [0])).map(drop)
 }
 
 fn lock(path: &str) -> io::Result<()> {
