@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest critest nerdctl bench host-shell clean
+	e2e shimtest critest nerdctl fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -49,7 +49,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
-	@install $(DEBUG)/monohull-bench $(TESTS)/
+	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
@@ -96,6 +96,9 @@ critest: build ## Kubernetes' conformance suite for the CRI, in the test host; w
 
 nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, compared (FILTER=name for some)
 	@tests/run nerdctl $(FILTER)
+
+fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
+	@tests/run fstest $(FILTER)
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

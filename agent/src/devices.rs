@@ -114,6 +114,8 @@ fn collect(given: &[LinuxDeviceCgroup], linux: &Linux, renumbered: &[Renumbered]
         minor,
         access: ALL,
     };
+    // As runc has it, whatever the rules say: making a node is not using it, and takes CAP_MKNOD.
+    rules.push(Rule { allow: true, kind: None, major: None, minor: None, access: MKNOD });
     rules.extend(DEFAULT.iter().map(character));
     let devices = linux.devices().iter().flatten();
     let devices = devices.map(|device| Rule {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
-    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics,
+    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics, Mirror,
     ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest, UpdateRequest,
     WaitOomRequest, WaitOomResponse, WaitResponse,
 };
@@ -206,6 +206,11 @@ impl Agent for Service {
 
     async fn resize_sandbox(&self, _: &TtrpcContext, request: ResizeSandboxRequest) -> ttrpc::Result<Empty> {
         self.complete(|pod| async move { pod.set_cpus(request.cpus) }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn update_mirror(&self, _: &TtrpcContext, mirror: Mirror) -> ttrpc::Result<Empty> {
+        self.0.update_mirror(&mirror)?;
         Ok(Empty::new())
     }
 

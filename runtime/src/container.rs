@@ -12,7 +12,7 @@ use crate::process::Stdio;
 use crate::rootfs::{self, Source, Storage};
 use crate::settings::Settings;
 use crate::size::Limits;
-use crate::spec::{self, BlockDevice, Volume};
+use crate::spec::{self, BlockDevice, SocketVolume, Volume};
 use crate::state;
 use crate::timeline::Timeline;
 
@@ -29,6 +29,7 @@ pub struct Prepared {
     pub(crate) storages: Vec<Storage<Source>>,
     pub(crate) volumes: Vec<Volume>,
     pub(crate) devices: Vec<(BlockDevice, OwnedFd)>,
+    pub(crate) sockets: Vec<SocketVolume>,
 }
 
 impl Prepared {
@@ -51,6 +52,7 @@ impl Prepared {
         let devices = volumes.devices.into_iter().map(open).collect::<Result<_, _>>()?;
         let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
         timeline.mark("rootfs ready");
-        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes: volumes.shared, devices })
+        let (volumes, sockets) = (volumes.shared, volumes.sockets);
+        Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes, sockets, devices })
     }
 }

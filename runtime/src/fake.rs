@@ -97,6 +97,18 @@ impl Host {
         }
     }
 
+    /// Waits until the fakes have been asked `call`.
+    pub(crate) fn wait_for(&self, call: &str) {
+        use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+        let changes = init(CreateFlags::CLOEXEC).unwrap();
+        add_watch(&changes, self.path(), WatchFlags::MODIFY | WatchFlags::CREATE).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&changes, &mut buffer);
+        while !self.calls().iter().any(|known| known == call) {
+            reader.next().unwrap();
+        }
+    }
+
     /// What the fakes were asked, in order: the request's name and what matters of it.
     pub(crate) fn calls(&self) -> Vec<String> {
         fs::read_to_string(self.path().join("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
@@ -407,6 +419,11 @@ impl agent_ttrpc::Agent for Fake {
             return refuse(ttrpc::Code::NOT_FOUND, "deleted");
         }
         Ok(proto::WaitOomResponse { kills: 2, ..Default::default() })
+    }
+
+    async fn update_mirror(&self, _: &TtrpcContext, mirror: proto::Mirror) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("mirror {} {}", mirror.name, mirror.version));
+        Ok(proto::Empty::new())
     }
 
     async fn resize_sandbox(

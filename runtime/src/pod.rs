@@ -7,7 +7,8 @@ mod link;
 mod network;
 mod resize;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,12 +25,14 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use crate::agent::Agent;
 use crate::container::Prepared;
 use crate::disk::ImageDisk;
+use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
 use crate::share::Share;
 use crate::size::{Demand, Host, Limits, Size};
+use crate::sockets::Sockets;
 use crate::spec;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
@@ -112,6 +115,8 @@ pub struct Pod {
     settled: watch::Sender<bool>,
     /// Made when the first container shares something of the host.
     share: OnceCell<Arc<Share>>,
+    mirrors: Mirrors,
+    sockets: Arc<Sockets>,
     sizing: tokio::sync::Mutex<Sizing>,
     /// The highest `oom_score_adj` of a container so far; the VMM has it.
     oom_score: AtomicI32,
@@ -144,7 +149,9 @@ impl Pod {
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
         let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
-        let Booting { vm, ready, mut network, sizing } = boot(&config, files, &state).await?;
+        let sockets = Arc::<Sockets>::default();
+        let Booting { vm, ready, mut network, sizing } =
+            boot(&config, files, sockets.clone(), &state).await?;
         let watch = vm.watch();
         let sharing = async {
             Ok(if share {
@@ -167,6 +174,8 @@ impl Pod {
                     disk: ImageDisk::default(),
                     network: network.map(tokio::sync::Mutex::new),
                     share: OnceCell::new_with(share),
+                    mirrors: Mirrors::default(),
+                    sockets,
                     sizing: tokio::sync::Mutex::new(sizing),
                     oom_score: AtomicI32::new(i32::MIN),
                     settled: watch::Sender::new(false),
@@ -297,7 +306,12 @@ fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
 }
 
 /// Gets the guest's CPUs running as early as possible; only the number of interfaces must be known before.
-async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<Booting, PodError> {
+async fn boot(
+    config: &PodConfig,
+    files: VmFiles,
+    sockets: Arc<Sockets>,
+    state: &StateFile,
+) -> Result<Booting, PodError> {
     let network = if config.network { Some(Network::discover().await?) } else { None };
     let sizing = Sizing::new(config.demand.clone(), &config.settings, Host::own());
     let vm_config = VmConfig {
@@ -310,7 +324,7 @@ async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<B
         huge_pages: config.settings.huge_pages,
         fds: files.roles(),
     };
-    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, config.timeline.clone())?;
+    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
     let size = sizing.size();

@@ -16,6 +16,7 @@ pub(crate) use devices::BlockDevice;
 
 use crate::settings::HostNamespaces;
 use crate::share::Export;
+use crate::sockets::HostSocket;
 
 /// Longest spec or process that is sent: with the rest it must fit into one message of 4 MiB.
 const MAX_JSON: usize = 1024 * 1024;
@@ -63,6 +64,8 @@ pub(crate) struct Volumes {
     pub(crate) images: Vec<ImageVolume>,
     /// Block devices without a mount.
     pub(crate) devices: Vec<BlockDevice>,
+    /// UNIX sockets of the host.
+    pub(crate) sockets: Vec<SocketVolume>,
 }
 
 /// A directory or file of the host, and where the guest mounts it.
@@ -93,9 +96,18 @@ pub(crate) struct ImageVolume {
     pub(crate) target: String,
 }
 
+/// A socket of the host, and where the guest listens for connections to it.
+#[derive(Debug)]
+pub(crate) struct SocketVolume {
+    pub(crate) socket: HostSocket,
+    /// For the guest's: mode, owner.
+    pub(crate) options: Vec<String>,
+    pub(crate) target: String,
+}
+
 impl Volumes {
     fn count(&self) -> usize {
-        self.shared.len() + self.memory.len() + self.images.len()
+        self.shared.len() + self.memory.len() + self.images.len() + self.sockets.len()
     }
 }
 

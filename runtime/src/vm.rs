@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::settings::Settings;
+use crate::sockets::Sockets;
 use crate::timeline::Timeline;
 use owner::Owner;
 
@@ -154,13 +156,14 @@ impl VmFiles {
 
 impl Vm {
     /// Starts the VMM and boots the VM. The receiver gets the agent's connection, which means that the agent serves; it
-    /// fails when the VM ends before.
+    /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host.
     ///
     /// The VMM dies with the calling *thread*, which must live as long as the pod.
     pub(crate) fn boot(
         vmm: &Path,
         config: &VmConfig,
         files: VmFiles,
+        sockets: Arc<Sockets>,
         timeline: Timeline,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
@@ -171,7 +174,7 @@ impl Vm {
         let (ended_sender, ended) = watch::channel(None);
         let (agent, ready) = oneshot::channel();
         let (memory, taken) = watch::channel(0);
-        let expected = owner::Expected::new(agent, memory, timeline);
+        let expected = owner::Expected::new(agent, sockets, memory, timeline);
         let owner = Owner::new(process, command_receiver, ended_sender, expected);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };

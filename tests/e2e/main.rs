@@ -21,11 +21,13 @@ mod control;
 mod failures;
 mod leaks;
 mod lifecycle;
+mod mirrors;
 mod network;
 mod pods;
 mod processes;
 mod resources;
 mod sandbox;
+mod sockets;
 mod stdio;
 mod volumes;
 
@@ -45,9 +47,9 @@ const WITH_BOTH: [&[Case]; 9] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 5] =
-    [network::CASES, resources::CASES, volumes::CASES, bad_input::CASES, budget::CASES];
-const WITH_NERDCTL: [&[Case]; 1] = [network::NERDCTL_CASES];
+const WITH_CTR: [&[Case]; 6] =
+    [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
+const WITH_NERDCTL: [&[Case]; 2] = [network::NERDCTL_CASES, sockets::CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;

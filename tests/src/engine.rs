@@ -437,6 +437,12 @@ pub fn image() -> String {
     std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
 }
 
+/// The program that does in containers what busybox can't (`src/bin/in-container.rs`): `MONOHULL_IN_CONTAINER`, or where
+/// the test host has it.
+pub fn in_container() -> String {
+    std::env::var("MONOHULL_IN_CONTAINER").unwrap_or("/opt/tests/in-container".into())
+}
+
 /// A number that no other call in this process returns.
 pub fn unique() -> u32 {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);

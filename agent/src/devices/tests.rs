@@ -59,6 +59,15 @@ fn an_ordinary_container_has_the_default_devices_and_no_disk() {
 }
 
 #[test]
+fn any_node_may_be_made_also_without_a_rule_for_it() {
+    let program = program(&linux(json!([{"allow": false, "access": "rwm"}]), json!([])), &[]).unwrap();
+    for kind in [BLOCK, CHARACTER] {
+        assert!(run(&program, kind, MKNOD, 8, 0));
+        assert!(!run(&program, kind, MKNOD | READ, 8, 0));
+    }
+}
+
+#[test]
 fn a_device_of_the_guests_own_spec_is_allowed() {
     let devices = json!([{"path": "/dev/data", "type": "b", "major": 259, "minor": 3}]);
     let program = program(&linux(usual(), devices), &[]).unwrap();

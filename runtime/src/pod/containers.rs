@@ -9,18 +9,15 @@ use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use protobuf::MessageField;
 
+use super::volumes::Attached;
 use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::disk::Extent;
 use crate::process::{Process, Stdio};
 use crate::rootfs::{Source, Storage};
-use crate::share::Exported;
-use crate::spec::{self, BlockDevice, Volume};
+use crate::spec::{self, BlockDevice};
 use crate::state::{self, ContainerState};
-
-/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
-const SHARED: &str = "virtiofs";
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -38,7 +35,7 @@ enum Container {
 /// What a container has of the host.
 #[derive(Debug, Default)]
 struct Held {
-    _exports: Vec<Exported>,
+    volumes: Attached,
     _extents: Vec<Arc<Extent>>,
 }
 
@@ -115,6 +112,7 @@ impl Pod {
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
             Ok((process, held)) => {
+                held.volumes.set_live();
                 reservation.keep(process.clone(), held);
                 self.timeline.mark("container created");
                 self.note_container(id, bundle)?;
@@ -130,12 +128,12 @@ impl Pod {
 
     /// Makes room for the container, and creates it.
     async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Held), PodError> {
-        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, devices, .. } = prepared;
+        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, sockets, devices, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
         let disk = self.add_extents(storages, devices);
-        let share = self.share_volumes(volumes);
+        let attach = self.attach_volumes(volumes, sockets);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (disk, (shared, exports), (streams, names)) = tokio::try_join!(disk, share, streams)?;
+        let (disk, (shared, volumes), (streams, names)) = tokio::try_join!(disk, attach, streams)?;
         let OnDisk { mut storages, devices, extents } = disk;
         storages.extend(shared);
         let request = proto::CreateContainerRequest {
@@ -157,7 +155,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, Held { _exports: exports, _extents: extents }))
+        Ok((process, Held { volumes, _extents: extents }))
     }
 
     /// Creates and starts a further process in a running container.
@@ -231,29 +229,6 @@ impl Pod {
         let bundle = (!bundle.as_os_str().is_empty()).then_some(bundle);
         self.state.change(|state| state.containers.push(ContainerState { id, bundle }))?;
         Ok(())
-    }
-
-    /// Shares a container's volumes with the guest.
-    async fn share_volumes(
-        &self,
-        volumes: Vec<Volume>,
-    ) -> Result<(Vec<proto::Storage>, Vec<Exported>), PodError> {
-        let (mut storages, mut all) = (Vec::new(), Vec::new());
-        if volumes.is_empty() {
-            return Ok((storages, all));
-        }
-        let share = self.share().await?;
-        for Volume { export, target } in volumes {
-            let exported = share.add(export).await?;
-            storages.push(proto::Storage {
-                fstype: SHARED.into(),
-                source: Some(proto::storage::Source::Path(exported.name().to_owned())),
-                target,
-                ..Default::default()
-            });
-            all.push(exported);
-        }
-        Ok((storages, all))
     }
 
     /// Puts a container's files and block devices on the image disk.

@@ -28,7 +28,7 @@ fn pod_config(host: &Host) -> PodConfig {
     }
 }
 
-fn container_config(host: &Host, id: &str) -> ContainerConfig {
+pub(crate) fn container_config(host: &Host, id: &str) -> ContainerConfig {
     let spec = serde_json::json!({
         "ociVersion": "1.1.0",
         "root": { "path": "rootfs" },
@@ -51,7 +51,7 @@ fn state_dir(host: &Host) -> std::path::PathBuf {
     host.path().join("state/n/p1")
 }
 
-async fn start(host: &Host) -> Arc<Pod> {
+pub(crate) async fn start(host: &Host) -> Arc<Pod> {
     Pod::start(pod_config(host)).await.unwrap()
 }
 

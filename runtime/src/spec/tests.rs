@@ -257,14 +257,30 @@ fn a_device_that_every_guest_has_is_the_guests_own() {
 }
 
 #[test]
+fn a_socket_is_held_open_with_its_mode_and_the_containers_user() {
+    use std::os::unix::fs::PermissionsExt;
+    let bundle = tempfile::tempdir().unwrap();
+    let path = bundle.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+    let mut spec = with("/process/user", json!({ "uid": 5, "gid": 6, "additionalGids": [7] }));
+    spec["mounts"] = json!([{ "destination": "/x", "type": "bind", "source": path, "options": ["bind"] }]);
+    let (spec, volumes) = rewrite_in(spec, bundle.path()).unwrap();
+    let spec = serde_json::to_value(spec).unwrap();
+    assert_eq!(spec["mounts"][0]["source"], "/g/binds/0");
+    let [socket] = &volumes.sockets[..] else { panic!("{volumes:?}") };
+    assert_eq!((socket.target.as_str(), socket.options[0].as_str()), ("/g/binds/0", "mode=660"));
+    assert_eq!(socket.socket.client, crate::sockets::Client { uid: 5, gid: 6, groups: vec![7] });
+}
+
+#[test]
 fn mounts_that_need_the_host_are_refused_by_number_and_place() {
     let bundle = tempfile::tempdir().unwrap();
     let path = |name: &str| bundle.path().join(name);
     nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
     for (source, options, words) in [
         (path("none"), json!(["bind", "ro"]), "cannot read"),
-        (path("socket"), json!(["bind"]), "a socket of the host"),
+        (path(""), json!(["rbind", "rshared"]), "Bidirectional"),
         (path("fifo"), json!(["bind"]), "a FIFO of the host"),
     ] {
         let entry = json!([{ "destination": "/x", "type": "bind", "source": source, "options": options }]);
