@@ -85,8 +85,8 @@ async fn accept(listener: UnixListener, preamble: Vec<u8>) {
                     let host = VsockAddr::new(VMADDR_CID_HOST, SOCKET_PORT);
                     match VsockStream::connect(host).await {
                         Ok(host) => join(client, host, &preamble).await,
-                        Err(error) => {;
-                            kmsg::error(format!("connect to the host's port {SOCKET_PORT}: {error}"))
+                        Err(error) => {
+                            kmsg::error(format!("connect to the host's port {SOCKET_PORT}: {error}"));
                         }
                     }
                 });
