@@ -78,8 +78,7 @@ impl Host {
         fs::write(host.path().join("vmm"), script).unwrap();
         fs::set_permissions(host.path().join("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(host.path().join("kernel"), "").unwrap();
-        fs::create_dir(host.path().join("root")).unwrap();
-        fs::write(host.path().join("root/file"), "content").unwrap();
+        fs::write(host.path().join("image"), [0; 4096]).unwrap();
         host
     }
 
@@ -93,7 +92,6 @@ impl Host {
             kernel: self.path().join("kernel"),
             initramfs: self.path().join("kernel"),
             state_dir: self.path().join("state"),
-            scratch_dir: self.path().join("scratch"),
             ..Settings::default()
         }
     }

@@ -69,6 +69,9 @@ pub struct PodConfig {
     pub own_pids: bool,
     /// Size limit in bytes of the pod's shared memory (`/dev/shm`); 0 means the usual 64 MiB. See [`spec::shm_bytes`].
     pub shm_bytes: u64,
+    /// Start the fs server with the VM: the pod's containers share something of the host ([`ContainerConfig::shares`]).
+    /// Without, it is started when the first one does.
+    pub share: bool,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -92,6 +95,13 @@ pub struct ContainerConfig {
     pub pids_of: Option<String>,
     /// Which streams its init process has.
     pub stdio: Stdio,
+}
+
+impl ContainerConfig {
+    /// Whether it will probably share something of the host's file systems: its root, or a volume.
+    pub fn shares(&self) -> bool {
+        self.rootfs.has_tree() || spec::names_host_files(&self.spec)
+    }
 }
 
 /// A running pod. Dropping it kills the VM.
@@ -133,11 +143,6 @@ impl Pod {
     /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
     /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
-        Self::start_sharing(config, false).await
-    }
-
-    /// [`Self::start`], and the fs server's if `share`, for which nothing need wait then.
-    async fn start_sharing(config: PodConfig, share: bool) -> Result<Arc<Self>, PodError> {
         let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
@@ -145,7 +150,7 @@ impl Pod {
         let Booting { vm, ready, mut network, sizing } = boot(&config, files, &state).await?;
         let watch = vm.watch();
         let sharing = async {
-            Ok(if share {
+            Ok(if config.share {
                 Some(start_share(&config.settings, &config.timeline, &state, &vm).await?)
             } else {
                 None
@@ -186,10 +191,10 @@ impl Pod {
         container: ContainerConfig,
     ) -> Result<(Arc<Self>, Process), PodError> {
         let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
-        let share = spec::names_host_files(&container.spec);
+        pod.share |= container.shares();
         pod.demand.add(&container.id, Limits::of_container(&container.spec));
-        let prepare = Prepared::new(&settings, container, &timeline);
-        let (pod, prepared) = tokio::try_join!(Self::start_sharing(pod, share), prepare)?;
+        let prepare = async { Prepared::new(&settings, container, &timeline) };
+        let (pod, prepared) = tokio::try_join!(Self::start(pod), prepare)?;
         match pod.create_prepared(prepared).await {
             Ok(process) => Ok((pod, process)),
             Err(error) => {

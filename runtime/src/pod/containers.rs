@@ -13,13 +13,10 @@ use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::process::{Process, Stdio};
-use crate::rootfs::{Source, Storage};
+use crate::rootfs::{SHARED, Source, Storage};
 use crate::share::Exported;
 use crate::spec::{self, Volume};
 use crate::state::{self, ContainerState};
-
-/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
-const SHARED: &str = "virtiofs";
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -30,8 +27,16 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists. What it has of the host is shared as long as this lives.
-    Created { init: Process, _exports: Vec<Exported> },
+    /// Its init process exists.
+    Created { init: Process, shared: Shared },
+}
+
+/// What a container has of the host. It is shared as long as this lives.
+#[derive(Debug, Default)]
+struct Shared {
+    exports: Vec<Exported>,
+    /// The root, as a descriptor.
+    root: Option<OwnedFd>,
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -66,15 +71,23 @@ impl Containers {
         }
     }
 
+    /// Takes a container's root, if it is shared.
+    fn take_root(&self, id: &str) -> Option<OwnedFd> {
+        match self.lock().get_mut(id) {
+            Some(Container::Created { shared, .. }) => shared.root.take(),
+            _ => None,
+        }
+    }
+
     fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
 }
 
 impl Reservation<'_> {
-    fn keep(self, init: Process, exports: Vec<Exported>) {
+    fn keep(self, init: Process, shared: Shared) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, _exports: exports });
+        table.insert(self.id.clone(), Container::Created { init, shared });
     }
 }
 
@@ -90,7 +103,7 @@ impl Drop for Reservation<'_> {
 impl Pod {
     /// Creates a container; its init process waits for [`Process::start`]. Several may be created at once.
     pub async fn create_container(&self, config: ContainerConfig) -> Result<Process, PodError> {
-        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline).await?).await
+        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline)?).await
     }
 
     /// [`Self::create_container`] with the host's part of the work already done.
@@ -98,8 +111,8 @@ impl Pod {
         let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
-            Ok((process, exported)) => {
-                reservation.keep(process.clone(), exported);
+            Ok((process, shared)) => {
+                reservation.keep(process.clone(), shared);
                 self.timeline.mark("container created");
                 self.note_container(id, bundle)?;
                 Ok(process)
@@ -112,14 +125,16 @@ impl Pod {
     }
 
     /// Makes room for the container, and creates it.
-    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Vec<Exported>), PodError> {
+    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Shared), PodError> {
         let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
-        let disk = self.add_storages(storages);
-        let share = self.share_volumes(volumes);
+        let storages = self.add_storages(storages);
+        let volumes = self.share_volumes(volumes);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (mut storages, (shared, exported), (streams, names)) = tokio::try_join!(disk, share, streams)?;
-        storages.extend(shared);
+        let ((mut storages, mut shared), (volumes, exports), (streams, names)) =
+            tokio::try_join!(storages, volumes, streams)?;
+        storages.extend(volumes);
+        shared.exports.extend(exports);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
             spec: spec::to_json(&spec)?,
@@ -138,7 +153,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, exported))
+        Ok((process, shared))
     }
 
     /// Creates and starts a further process in a running container.
@@ -177,6 +192,12 @@ impl Pod {
             Ok(processes) => Ok(processes),
             Err(error) => Err(self.link.error(error).await),
         }
+    }
+
+    /// A container's root as it is on the host (O_PATH): mounted nowhere else. Given once; `None` also for a container
+    /// whose root is an image.
+    pub fn take_root(&self, container: &str) -> Option<OwnedFd> {
+        self.containers.take_root(container)
     }
 
     /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
@@ -235,12 +256,22 @@ impl Pod {
         Ok((storages, all))
     }
 
-    /// Puts a container's files and block devices on the image disk.
-    async fn add_storages(&self, storages: Vec<Storage<Source>>) -> Result<Vec<proto::Storage>, PodError> {
-        let mut added = Vec::with_capacity(storages.len());
+    /// Puts a container's files and block devices on the image disk, and shares its trees.
+    async fn add_storages(
+        &self,
+        storages: Vec<Storage<Source>>,
+    ) -> Result<(Vec<proto::Storage>, Shared), PodError> {
+        let (mut added, mut shared) = (Vec::with_capacity(storages.len()), Shared::default());
         for storage in storages {
             let source = match storage.source {
                 Source::Path(path) => proto::storage::Source::Path(path),
+                Source::Tree { tree, read_only } => {
+                    let (exported, root) = self.share().await?.add_root(tree, read_only).await?;
+                    let name = exported.name().to_owned();
+                    shared.exports.push(exported);
+                    shared.root = Some(root);
+                    proto::storage::Source::Path(name)
+                }
                 Source::File { file, read_only } => {
                     proto::storage::Source::Extent(self.add_extent(file, read_only).await?)
                 }
@@ -254,7 +285,7 @@ impl Pod {
                 ..Default::default()
             });
         }
-        Ok(added)
+        Ok((added, shared))
     }
 
     async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<proto::Extent, PodError> {

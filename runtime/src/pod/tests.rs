@@ -9,6 +9,7 @@ use tokio::io::AsyncReadExt;
 use super::*;
 use crate::fake::{Host, Mode, PID};
 use crate::process::Exit;
+use crate::rootfs::Mount;
 
 fn pod_config(host: &Host) -> PodConfig {
     PodConfig {
@@ -20,6 +21,7 @@ fn pod_config(host: &Host) -> PodConfig {
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
+        share: false,
         network: false,
         console: None,
         timeline: Timeline::new(),
@@ -38,7 +40,11 @@ fn container_config(host: &Host, id: &str) -> ContainerConfig {
     ContainerConfig {
         id: id.into(),
         spec: serde_json::from_value(spec).unwrap(),
-        rootfs: Rootfs::Directory(host.path().join("root")),
+        rootfs: Rootfs::Mounts(vec![Mount {
+            fstype: "erofs".into(),
+            source: host.path().join("image").display().to_string(),
+            ..Mount::default()
+        }]),
         bundle: host.path().into(),
         pids_of: None,
         stdio: Stdio { stdout: true, ..Stdio::default() },

@@ -3,16 +3,18 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use monohull_fs_protocol::PRIVATE;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::{Export, ReadOnly, ShareError};
+use crate::rootfs::HostTree;
 use crate::sys;
 
 /// What a tree needs for its own: the mount points of the exports. They are empty.
@@ -42,31 +44,39 @@ impl Tree {
 
     /// Mounts a source into the tree. Returns its name there.
     pub(super) fn add(&mut self, export: &Export) -> io::Result<String> {
-        let name = self.next.to_string();
-        let target = self.path.join(&name);
-        // Made detached: what is mounted in the tree reaches the server at once, as it is.
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        flags.set(OpenTreeFlags::AT_RECURSIVE, export.recursive);
-        let mounted = open_tree(CWD, &export.source, flags)?;
-        match export.read_only {
-            ReadOnly::No => {}
-            ReadOnly::Top => sys::make_read_only(mounted.as_fd(), false)?,
-            ReadOnly::Recursive => sys::make_read_only(mounted.as_fd(), true)?,
-        }
-        let is_directory =
-            rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
-        if is_directory {
-            fs::DirBuilder::new().mode(0o755).create(&target)?;
-        } else {
-            File::create_new(&target)?;
-        }
-        self.next += 1;
-        let moved = move_mount(&mounted, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-        if let Err(error) = moved {
-            self.remove(&name);
-            return Err(error.into());
-        }
+        let name = self.next_name(None);
+        self.added(&name, |target| bind(export, target))?;
         Ok(name)
+    }
+
+    /// Mounts a container's root into the tree. Returns its name there, and a descriptor of it.
+    pub(super) fn add_root(&mut self, root: &HostTree, read_only: bool) -> io::Result<(String, OwnedFd)> {
+        let name = self.next_name(Some(PRIVATE));
+        let opened = self.added(&name, |target| {
+            match root {
+                HostTree::Directory(source) => {
+                    let read_only = if read_only { ReadOnly::Recursive } else { ReadOnly::No };
+                    bind(&Export { source: source.clone(), read_only, recursive: true }, target)?;
+                }
+                HostTree::Overlay(overlay) => {
+                    fs::DirBuilder::new().mode(0o755).create(target)?;
+                    overlay.mount(target, read_only)?;
+                }
+            }
+            let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            File::options().read(true).custom_flags(flags).open(target)
+        })?;
+        Ok((name, opened.into()))
+    }
+
+    fn next_name(&mut self, prefix: Option<char>) -> String {
+        self.next += 1;
+        prefix.into_iter().chain(self.next.to_string().chars()).collect()
+    }
+
+    /// Has something mounted at a name; leaves nothing if that fails.
+    fn added<T>(&mut self, name: &str, mount: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+        mount(&self.path.join(name)).inspect_err(|_| self.remove(name))
     }
 
     /// Unmounts an export. What the guest still has open of it stays with the server until it is closed.
@@ -76,6 +86,27 @@ impl Tree {
         let _ = umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         let _ = fs::remove_dir(&target).or_else(|_| fs::remove_file(&target));
     }
+}
+
+/// Mounts a source on `target`, which is made.
+fn bind(export: &Export, target: &Path) -> io::Result<()> {
+    // Made detached: what is mounted in the tree reaches the server at once, as it is.
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, export.recursive);
+    let mounted = open_tree(CWD, &export.source, flags)?;
+    match export.read_only {
+        ReadOnly::No => {}
+        ReadOnly::Top => sys::make_read_only(mounted.as_fd(), false)?,
+        ReadOnly::Recursive => sys::make_read_only(mounted.as_fd(), true)?,
+    }
+    let is_directory = rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
+    if is_directory {
+        fs::DirBuilder::new().mode(0o755).create(target)?;
+    } else {
+        File::create_new(target)?;
+    }
+    move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
 }
 
 /// A mount namespace that hears of the host's mounts and tells it nothing, with an empty tree on `path` whose mounts are
