@@ -48,7 +48,9 @@ impl Rootfs {
     /// Whether it has a tree of the host, for which the pod needs its fs server.
     pub(crate) fn has_tree(&self) -> bool {
         match self {
-            Self::Mounts(mounts) => mounts.iter().any(|mount| matches!(mount.fstype.as_str(), "bind" | "overlay")),
+            Self::Mounts(mounts) => {
+                mounts.iter().any(|mount| matches!(mount.fstype.as_str(), "bind" | "overlay"))
+            }
             Self::Directory(_) => true,
         }
     }
@@ -161,7 +163,11 @@ fn shared(tree: HostTree, read_only: bool, target: String) -> Storage<Planned> {
 
 /// The guest mounts, in order, that make `<base>/rootfs` out of a host root. `base` is the container's guest directory.
 /// With `read_only` the container does not write to it: then the fs server lets it not.
-pub(crate) fn plan(rootfs: &Rootfs, read_only: bool, base: &str) -> Result<Vec<Storage<Planned>>, RootfsError> {
+pub(crate) fn plan(
+    rootfs: &Rootfs,
+    read_only: bool,
+    base: &str,
+) -> Result<Vec<Storage<Planned>>, RootfsError> {
     let mounts = match rootfs {
         Rootfs::Directory(path) => {
             let root = shared(HostTree::Directory(path.clone()), read_only, format!("{base}/lower"));

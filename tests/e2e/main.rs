@@ -22,6 +22,7 @@ mod network;
 mod pods;
 mod processes;
 mod resources;
+mod roots;
 mod sandbox;
 mod stdio;
 mod volumes;
@@ -47,11 +48,16 @@ fn main() -> ExitCode {
             failures::CASES,
             bad_input::CASES,
             volumes::CASES,
+            roots::CASES,
             budget::CASES,
             leaks::CASES,
             match client {
                 Client::Ctr => network::CASES,
                 Client::Nerdctl => network::NERDCTL_CASES,
+            },
+            match client {
+                Client::Ctr => &[],
+                Client::Nerdctl => roots::NERDCTL_CASES,
             },
         ];
         // Started by the first test that needs it, ended with the last.

@@ -33,7 +33,8 @@ impl HostOverlay {
                 ("upperdir", path) => upper = Some(super::absolute(path)?),
                 ("workdir", path) => work = Some(super::absolute(path)?),
                 ("lowerdir", paths) => {
-                    lower = split_layers(paths).map(|path| super::absolute(&path)).collect::<Result<_, _>>()?;
+                    lower =
+                        split_layers(paths).map(|path| super::absolute(&path)).collect::<Result<_, _>>()?;
                 }
                 (
                     "index" | "nfs_export" | "volatile" | "xino" | "uuid" | "fsync" | "userxattr"
@@ -54,7 +55,9 @@ impl HostOverlay {
         }
         let upper = match (upper, work) {
             (Some(upper), Some(work)) => Some((upper, work)),
-            (Some(_), None) => return Err(RootfsError::unsupported("an overlay with upperdir without workdir")),
+            (Some(_), None) => {
+                return Err(RootfsError::unsupported("an overlay with upperdir without workdir"));
+            }
             (None, _) => None,
         };
         Ok(Self { lower, upper, options: kept })
@@ -144,7 +147,8 @@ mod tests {
     #[test]
     fn layers_and_options_are_told_apart() {
         let overlay =
-            parse(&["index=off", "userxattr", "ro", "workdir=/w", "upperdir=/u", r"lowerdir=/a:/b\:c"]).unwrap();
+            parse(&["index=off", "userxattr", "ro", "workdir=/w", "upperdir=/u", r"lowerdir=/a:/b\:c"])
+                .unwrap();
         assert_eq!(overlay.lower, ["/a", "/b:c"].map(PathBuf::from));
         assert_eq!(overlay.upper, Some(("/u".into(), "/w".into())));
         assert_eq!(overlay.options, ["index=off", "userxattr"]);

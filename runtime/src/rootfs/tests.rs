@@ -69,10 +69,7 @@ fn what_is_not_written_to_is_read_only_and_gets_mount_points_in_guest_memory() {
     let writable = mount("overlay", "overlay", &["workdir=/w", "upperdir=/u", "lowerdir=/a"]);
     let root = Rootfs::Mounts(vec![writable]);
     assert_eq!(summary(&plan(&root, true, BASE).unwrap()), expected("an overlay of 2 directories"));
-    for read_only in [
-        mount("bind", "/a", &["rbind", "ro"]),
-        mount("overlay", "overlay", &["lowerdir=/a"]),
-    ] {
+    for read_only in [mount("bind", "/a", &["rbind", "ro"]), mount("overlay", "overlay", &["lowerdir=/a"])] {
         assert_eq!(summary(&plan_of(&[read_only]).unwrap()), expected("/a"));
     }
 }

@@ -99,7 +99,8 @@ fn bind(export: &Export, target: &Path) -> io::Result<()> {
         ReadOnly::Top => sys::make_read_only(mounted.as_fd(), false)?,
         ReadOnly::Recursive => sys::make_read_only(mounted.as_fd(), true)?,
     }
-    let is_directory = rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
+    let is_directory =
+        rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
     if is_directory {
         fs::DirBuilder::new().mode(0o755).create(target)?;
     } else {
