@@ -117,7 +117,7 @@ pub(crate) enum Planned {
     /// A file or block device that holds a file system.
     Image { path: PathBuf, read_only: bool },
     /// A tree to share.
-    Tree { tree: HostTree, read_only: bool },
+    Tree(SharedTree),
     /// What the guest's mount(2) takes.
     Path(&'static str),
     /// What containers of the pod share by this name.
@@ -130,9 +130,18 @@ pub(crate) enum Source {
     /// A file or block device for the image disk.
     File { file: OwnedFd, read_only: bool },
     /// A tree to share, whose name the guest gets.
-    Tree { tree: HostTree, read_only: bool },
+    Tree(SharedTree),
     /// What the guest's mount(2) takes.
     Path(String),
+}
+
+/// A tree that the guest gets from the fs server.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SharedTree {
+    pub(crate) tree: HostTree,
+    pub(crate) read_only: bool,
+    /// It is all of a container's root, not a layer among others.
+    pub(crate) whole: bool,
 }
 
 /// A directory tree on the host.
@@ -158,7 +167,8 @@ pub(crate) fn memory(volume: MemoryVolume) -> Storage<Planned> {
 
 /// A tree of the host, mounted at a guest path.
 fn shared(tree: HostTree, read_only: bool, target: String) -> Storage<Planned> {
-    Storage::new(SHARED, Planned::Tree { tree, read_only }, target, Vec::new())
+    let tree = SharedTree { tree, read_only, whole: false };
+    Storage::new(SHARED, Planned::Tree(tree), target, Vec::new())
 }
 
 /// The guest mounts, in order, that make `<base>/rootfs` out of a host root. `base` is the container's guest directory.
@@ -196,7 +206,15 @@ pub(crate) fn plan(
 
 /// What can be written to is the root; what can't is the lowest layer of one.
 fn complete(mut root: Storage<Planned>, base: &str) -> Vec<Storage<Planned>> {
-    if let Planned::Image { read_only: false, .. } | Planned::Tree { read_only: false, .. } = root.source {
+    let writable = match &mut root.source {
+        Planned::Image { read_only, .. } => !*read_only,
+        Planned::Tree(tree) => {
+            tree.whole = true;
+            !tree.read_only
+        }
+        Planned::Path(_) | Planned::Name(_) => false,
+    };
+    if writable {
         root.target = format!("{base}/rootfs");
         return vec![root];
     }
@@ -292,7 +310,7 @@ pub(crate) fn prepare(storages: Vec<Storage<Planned>>) -> Result<Vec<Storage<Sou
             Planned::Image { path, read_only } => {
                 Source::File { file: image::open(&path, read_only)?, read_only }
             }
-            Planned::Tree { tree, read_only } => Source::Tree { tree, read_only },
+            Planned::Tree(tree) => Source::Tree(tree),
             Planned::Path(path) => Source::Path(path.to_owned()),
             Planned::Name(name) => Source::Path(name),
         };

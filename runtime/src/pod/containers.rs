@@ -13,7 +13,7 @@ use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::process::{Process, Stdio};
-use crate::rootfs::{SHARED, Source, Storage};
+use crate::rootfs::{SHARED, SharedTree, Source, Storage};
 use crate::share::Exported;
 use crate::spec::{self, Volume};
 use crate::state::{self, ContainerState};
@@ -265,11 +265,11 @@ impl Pod {
         for storage in storages {
             let source = match storage.source {
                 Source::Path(path) => proto::storage::Source::Path(path),
-                Source::Tree { tree, read_only } => {
+                Source::Tree(SharedTree { tree, read_only, whole }) => {
                     let (exported, root) = self.share().await?.add_root(tree, read_only).await?;
                     let name = exported.name().to_owned();
                     shared.exports.push(exported);
-                    shared.root = Some(root);
+                    shared.root = whole.then_some(root);
                     proto::storage::Source::Path(name)
                 }
                 Source::File { file, read_only } => {

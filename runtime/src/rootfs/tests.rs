@@ -21,7 +21,9 @@ fn summary(storages: &[Storage<Planned>]) -> Vec<String> {
             Planned::Image { path, read_only } => {
                 format!("{}{}", path.display(), if *read_only { ":ro" } else { "" })
             }
-            Planned::Tree { tree, read_only } => format!("{tree}{}", if *read_only { ":ro" } else { "" }),
+            Planned::Tree(SharedTree { tree, read_only, .. }) => {
+                format!("{tree}{}", if *read_only { ":ro" } else { "" })
+            }
             Planned::Path(path) => (*path).to_owned(),
             Planned::Name(name) => format!("name({name})"),
         };
