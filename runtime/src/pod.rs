@@ -9,6 +9,7 @@ mod resize;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -72,6 +73,9 @@ pub struct PodConfig {
     /// Start the fs server with the VM: the pod's containers share something of the host ([`ContainerConfig::shares`]).
     /// Without, it is started when the first one does.
     pub share: bool,
+    /// The mount namespace in which a root's directory is looked up; `None` is the calling thread's. Engines keep their
+    /// mounts where namespaces that were made earlier, as a pod's own, don't learn of them (containers/storage does).
+    pub host_mounts: Option<Arc<OwnedFd>>,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -109,6 +113,7 @@ impl ContainerConfig {
 pub struct Pod {
     settings: Settings,
     timeline: Timeline,
+    host_mounts: Option<Arc<OwnedFd>>,
     vm: Vm,
     link: Link,
     vsock: Arc<Vsock>,
@@ -151,7 +156,8 @@ impl Pod {
         let watch = vm.watch();
         let sharing = async {
             Ok(if config.share {
-                Some(start_share(&config.settings, &config.timeline, &state, &vm).await?)
+                let mounts = config.host_mounts.clone();
+                Some(start_share(&config.settings, mounts, &config.timeline, &state, &vm).await?)
             } else {
                 None
             })
@@ -162,6 +168,7 @@ impl Pod {
                 let pod = Arc::new(Self {
                     settings: config.settings,
                     timeline: config.timeline,
+                    host_mounts: config.host_mounts,
                     link: Link { agent, vm: watch },
                     vm,
                     vsock: Arc::new(vsock),
@@ -258,7 +265,8 @@ impl Pod {
 
     /// The pod's shared directories; their server is started if it does not run yet.
     async fn share(&self) -> Result<&Arc<Share>, PodError> {
-        let start = || start_share(&self.settings, &self.timeline, &self.state, &self.vm);
+        let mounts = self.host_mounts.clone();
+        let start = || start_share(&self.settings, mounts, &self.timeline, &self.state, &self.vm);
         self.share.get_or_try_init(start).await
     }
 
@@ -372,11 +380,12 @@ async fn set_up(
 
 async fn start_share(
     settings: &Settings,
+    host_mounts: Option<Arc<OwnedFd>>,
     timeline: &Timeline,
     state: &StateFile,
     vm: &Vm,
 ) -> Result<Arc<Share>, PodError> {
-    let share = Share::start(state.dir(), &settings.fs_server, vm).await?;
+    let share = Share::start(state.dir(), &settings.fs_server, host_mounts, vm).await?;
     state.change(|state| state.fs_server = Some(share.server()))?;
     timeline.mark("fs server ready");
     Ok(Arc::new(share))

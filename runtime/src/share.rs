@@ -91,8 +91,13 @@ pub(crate) struct Share {
 
 impl Share {
     /// Makes the tree in the pod's directory `dir`, starts the server `program` and connects it to the VM, which ends
-    /// when the server is lost.
-    pub(crate) async fn start(dir: &Path, program: &Path, vm: &Vm) -> Result<Self, ShareError> {
+    /// when the server is lost. `host_mounts` as in [`crate::pod::PodConfig`].
+    pub(crate) async fn start(
+        dir: &Path,
+        program: &Path,
+        host_mounts: Option<Arc<OwnedFd>>,
+        vm: &Vm,
+    ) -> Result<Self, ShareError> {
         let tree = dir.join(TREE);
         fs::create_dir(&tree).map_err(ShareError::set_up("make their directory"))?;
         let (ours, theirs) = protocol::channel().map_err(ShareError::set_up("make the server's socket"))?;
@@ -102,7 +107,7 @@ impl Share {
         let (started, start) = oneshot::channel();
         let program = program.to_owned();
         // A thread of its own: making the tree changes its namespaces for good.
-        let run = move || match Tree::start(tree, &program, theirs, their_memory) {
+        let run = move || match Tree::start(tree, host_mounts, &program, theirs, their_memory) {
             Ok((tree, child)) => {
                 if started.send(Ok(child)).is_ok() {
                     serve(tree, &receiver);

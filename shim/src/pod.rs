@@ -514,6 +514,7 @@ fn pod_config(settings: Settings, demand: Demand, info: &PodInfo, spec: &oci::Sp
         sysctls: spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
         shm_bytes: spec::shm_bytes(spec),
         share: true,
+        host_mounts: info.outside.as_ref().ok().and_then(Option::as_ref).map(Outside::mounts),
         network: namespaces::has_network(spec),
         console: None,
         timeline: info.timeline.clone(),

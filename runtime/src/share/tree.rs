@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 
 use monohull_fs_protocol::PRIVATE;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
@@ -23,6 +24,7 @@ const TREE_OPTIONS: &str = "mode=755,size=1m";
 /// See the module. Belongs to the thread that made it.
 pub(super) struct Tree {
     path: PathBuf,
+    host_mounts: Option<Arc<OwnedFd>>,
     next: u64,
 }
 
@@ -31,6 +33,7 @@ impl Tree {
     /// the server in it. The server dies with the thread.
     pub(super) fn start(
         path: PathBuf,
+        host_mounts: Option<Arc<OwnedFd>>,
         program: &Path,
         channel: OwnedFd,
         memory: OwnedFd,
@@ -39,24 +42,28 @@ impl Tree {
         let mut command = Command::new(program);
         command.arg(&path).env_clear().current_dir("/").stdin(channel).stdout(memory);
         let child = command.spawn().map_err(|error| ShareError::Start(program.to_owned(), error))?;
-        Ok((Self { path, next: 0 }, child))
+        Ok((Self { path, host_mounts, next: 0 }, child))
     }
 
     /// Mounts a source into the tree. Returns its name there.
     pub(super) fn add(&mut self, export: &Export) -> io::Result<String> {
         let name = self.next_name(None);
-        self.added(&name, |target| bind(export, target))?;
+        self.added(&name, |target| {
+            let mounted = copy_of(&export.source, export.recursive)?;
+            attach(&mounted, export.read_only, target)
+        })?;
         Ok(name)
     }
 
     /// Mounts a container's root into the tree. Returns its name there, and a descriptor of it.
     pub(super) fn add_root(&mut self, root: &HostTree, read_only: bool) -> io::Result<(String, OwnedFd)> {
         let name = self.next_name(Some(PRIVATE));
+        let host_mounts = self.host_mounts.clone();
         let opened = self.added(&name, |target| {
             match root {
                 HostTree::Directory(source) => {
                     let read_only = if read_only { ReadOnly::Recursive } else { ReadOnly::No };
-                    bind(&Export { source: source.clone(), read_only, recursive: true }, target)?;
+                    attach(&copy_in(host_mounts.as_deref(), source)?, read_only, target)?;
                 }
                 HostTree::Overlay(overlay) => {
                     fs::DirBuilder::new().mode(0o755).create(target)?;
@@ -88,25 +95,43 @@ impl Tree {
     }
 }
 
-/// Mounts a source on `target`, which is made.
-fn bind(export: &Export, target: &Path) -> io::Result<()> {
-    // Made detached: what is mounted in the tree reaches the server at once, as it is.
+/// A mount of what is at `source`, with what is mounted below it if `recursive`. It is not attached anywhere yet: what is
+/// mounted in the tree reaches the server at once, as it is.
+fn copy_of(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, export.recursive);
-    let mounted = open_tree(CWD, &export.source, flags)?;
-    match export.read_only {
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    Ok(open_tree(CWD, source, flags)?)
+}
+
+/// [`copy_of`] a source as it is in another mount namespace, if any.
+fn copy_in(mounts: Option<&OwnedFd>, source: &Path) -> io::Result<OwnedFd> {
+    let Some(mounts) = mounts else { return copy_of(source, true) };
+    // A thread of its own: it does not come back.
+    let copy = || {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(mounts, CloneFlags::CLONE_NEWNS)?;
+        copy_of(source, true)
+    };
+    let copied = std::thread::scope(|scope| scope.spawn(copy).join());
+    let copied = copied.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+    sys::make_slave(copied.as_fd())?;
+    Ok(copied)
+}
+
+/// Attaches a mount to `target`, which is made.
+fn attach(mounted: &OwnedFd, read_only: ReadOnly, target: &Path) -> io::Result<()> {
+    match read_only {
         ReadOnly::No => {}
         ReadOnly::Top => sys::make_read_only(mounted.as_fd(), false)?,
         ReadOnly::Recursive => sys::make_read_only(mounted.as_fd(), true)?,
     }
-    let is_directory =
-        rustix::fs::fstat(&mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
+    let is_directory = rustix::fs::fstat(mounted).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)?;
     if is_directory {
         fs::DirBuilder::new().mode(0o755).create(target)?;
     } else {
         File::create_new(target)?;
     }
-    move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    move_mount(mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn session(
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
         share: true,
+        host_mounts: None,
         network: false,
         console: arguments.console.clone(),
         timeline,
