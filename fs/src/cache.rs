@@ -78,7 +78,7 @@ impl Cache {
             }
             _ if exchange.reply(4).map(i32::from_ne_bytes)? != 0 => {}
             fuse::LOOKUP if node == ROOT && exchange.request(40)? == [PRIVATE as u8] => {
-                self.entry(exchange)?
+                self.entry(exchange)?;
             }
             _ if !self.has(node) => {}
             fuse::LOOKUP | fuse::SYMLINK | fuse::MKNOD | fuse::MKDIR | fuse::LINK => self.entry(exchange)?,
