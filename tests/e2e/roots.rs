@@ -13,14 +13,14 @@ use crate::containers::id;
 pub(crate) const CASES: &[Case] = &[
     ("what_a_container_writes_and_deletes_is_in_its_snapshot", in_the_snapshot),
     ("a_stopped_container_that_is_started_again_sees_what_it_wrote", started_again),
+];
+
+pub(crate) const NERDCTL_CASES: &[Case] = &[
     ("a_root_is_a_file_system_like_any_other", operations),
     ("a_deleted_directory_that_is_made_again_is_empty", opaque),
     ("a_read_only_root_is_refused_writes_at_the_server", read_only),
     ("a_root_is_mounted_nowhere_in_the_hosts_sight", out_of_sight),
     ("without_its_fs_server_a_pod_ends_and_says_why", killed_server),
-];
-
-pub(crate) const NERDCTL_CASES: &[Case] = &[
     ("nerdctl_commit_makes_an_image_of_what_a_container_wrote", commit),
     ("nerdctl_diff_shows_what_a_running_container_wrote", diff),
     ("nerdctl_cp_copies_into_a_running_container", copy_in),
@@ -57,15 +57,7 @@ fn nerdctl(engine: &Engine, arguments: &[&str]) -> Output {
 
 /// The root of a running container, as engines reach it.
 fn root_of(engine: &Engine, name: &str) -> PathBuf {
-    let pid = match engine.client() {
-        Client::Nerdctl => nerdctl(engine, &["inspect", "--format", "{{.State.Pid}}", name]).text(),
-        Client::Ctr => {
-            let tasks = finish(&mut engine.ctr(&["task", "ls"])).text();
-            let task =
-                tasks.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("a task");
-            task.split_whitespace().nth(1).expect("a pid").to_owned()
-        }
-    };
+    let pid = nerdctl(engine, &["inspect", "--format", "{{.State.Pid}}", name]).text();
     format!("/proc/{}/root", pid.trim()).into()
 }
 
