@@ -248,7 +248,7 @@ fn capabilities(engine: &Engine) {
 }
 
 fn large_image(engine: &Engine) {
-    const MIB: u64 = 100;
+    const MIB: u64 = 48;
     let name = stay(engine, &format!("dd if=/dev/urandom of=/large bs=1M count={MIB} 2>/dev/null"));
     nerdctl(engine, &["commit", &name, "large:test"]);
     engine.remove(&name);
