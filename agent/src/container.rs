@@ -352,6 +352,21 @@ impl Container {
             frozen = self.cgroup.freeze() => frozen,
             () = self.resumed.notified() => not_paused("has been resumed"),
             _ = self.init.wait() => not_paused("has ended"),
+        }?;
+        self.write_back().await;
+        Ok(())
+    }
+
+    /// Writes back what the guest has of the root's files and the host has not: an engine that takes a snapshot of a
+    /// container pauses it first.
+    async fn write_back(&self) {
+        let root = self.files.lock().await.directory.join("rootfs");
+        let synced = tokio::task::spawn_blocking(move || {
+            let root = fs::File::open(root)?;
+            rustix::fs::syncfs(root).map_err(std::io::Error::from)
+        });
+        if let Ok(Err(error)) = synced.await {
+            kmsg::error(format!("write back files of container {}: {error}", self.id));
         }
     }
 

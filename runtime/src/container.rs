@@ -33,24 +33,21 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks and rewrites the spec, opens images and block devices and packs the root's directories.
-    pub async fn new(
-        settings: &Settings,
-        config: ContainerConfig,
-        timeline: &Timeline,
-    ) -> Result<Self, PodError> {
+    /// Checks and rewrites the spec, and opens images and block devices.
+    pub fn new(settings: &Settings, config: ContainerConfig, timeline: &Timeline) -> Result<Self, PodError> {
         let ContainerConfig { id, spec, rootfs, bundle, pids_of, stdio } = config;
         state::check_id("container id", &id)?;
         let limits = Limits::of_container(&spec);
         let base = format!("{CONTAINERS}/{id}");
         // All refusals come before any work.
+        let read_only = spec.root().as_ref().and_then(oci::Root::readonly).unwrap_or(false);
         let (spec, volumes) = spec::rewrite(spec, &base, &bundle, settings.host_namespaces)?;
-        let mut planned = rootfs::plan(&rootfs, &base)?;
+        let mut planned = rootfs::plan(&rootfs, read_only, &base)?;
         planned.extend(volumes.memory.into_iter().map(rootfs::memory));
         planned.extend(volumes.images.into_iter().map(rootfs::image));
         let open = |block: BlockDevice| Ok::<_, PodError>((block, device::open(block)?));
         let devices = volumes.devices.into_iter().map(open).collect::<Result<_, _>>()?;
-        let storages = rootfs::prepare(planned, &settings.scratch_dir).await?;
+        let storages = rootfs::prepare(planned)?;
         timeline.mark("rootfs ready");
         let (volumes, sockets) = (volumes.shared, volumes.sockets);
         Ok(Self { id, bundle, pids_of, limits, stdio, spec, storages, volumes, sockets, devices })

@@ -77,8 +77,7 @@ impl Host {
         );
         write_program(&host.path().join("vmm"), &script);
         fs::write(host.path().join("kernel"), "").unwrap();
-        fs::create_dir(host.path().join("root")).unwrap();
-        fs::write(host.path().join("root/file"), "content").unwrap();
+        fs::write(host.path().join("image"), [0; 4096]).unwrap();
         host
     }
 
@@ -92,7 +91,6 @@ impl Host {
             kernel: self.path().join("kernel"),
             initramfs: self.path().join("kernel"),
             state_dir: self.path().join("state"),
-            scratch_dir: self.path().join("scratch"),
             ..Settings::default()
         }
     }

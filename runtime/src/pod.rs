@@ -10,6 +10,7 @@ mod resize;
 pub(crate) mod tests;
 mod volumes;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -73,6 +74,12 @@ pub struct PodConfig {
     pub own_pids: bool,
     /// Size limit in bytes of the pod's shared memory (`/dev/shm`); 0 means the usual 64 MiB. See [`spec::shm_bytes`].
     pub shm_bytes: u64,
+    /// Start the fs server with the VM: the pod's containers share something of the host ([`ContainerConfig::shares`]).
+    /// Without, it is started when the first one does.
+    pub share: bool,
+    /// The mount namespace in which a root's directory is looked up; `None` is the calling thread's. Engines keep their
+    /// mounts where namespaces that were made earlier, as a pod's own, don't learn of them (containers/storage does).
+    pub host_mounts: Option<Arc<OwnedFd>>,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -98,11 +105,19 @@ pub struct ContainerConfig {
     pub stdio: Stdio,
 }
 
+impl ContainerConfig {
+    /// Whether it will probably share something of the host's file systems: its root, or a volume.
+    pub fn shares(&self) -> bool {
+        self.rootfs.has_tree() || spec::names_host_files(&self.spec)
+    }
+}
+
 /// A running pod. Dropping it kills the VM.
 #[derive(Debug)]
 pub struct Pod {
     settings: Settings,
     timeline: Timeline,
+    host_mounts: Option<Arc<OwnedFd>>,
     vm: Vm,
     link: Link,
     vsock: Arc<Vsock>,
@@ -140,11 +155,6 @@ impl Pod {
     /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
     /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
-        Self::start_sharing(config, false).await
-    }
-
-    /// [`Self::start`], and the fs server's if `share`, for which nothing need wait then.
-    async fn start_sharing(config: PodConfig, share: bool) -> Result<Arc<Self>, PodError> {
         let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
@@ -154,8 +164,9 @@ impl Pod {
             boot(&config, files, sockets.clone(), &state).await?;
         let watch = vm.watch();
         let sharing = async {
-            Ok(if share {
-                Some(start_share(&config.settings, &config.timeline, &state, &vm).await?)
+            Ok(if config.share {
+                let mounts = config.host_mounts.clone();
+                Some(start_share(&config.settings, mounts, &config.timeline, &state, &vm).await?)
             } else {
                 None
             })
@@ -166,6 +177,7 @@ impl Pod {
                 let pod = Arc::new(Self {
                     settings: config.settings,
                     timeline: config.timeline,
+                    host_mounts: config.host_mounts,
                     link: Link { agent, vm: watch },
                     vm,
                     vsock: Arc::new(vsock),
@@ -198,10 +210,10 @@ impl Pod {
         container: ContainerConfig,
     ) -> Result<(Arc<Self>, Process), PodError> {
         let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
-        let share = spec::names_host_files(&container.spec);
+        pod.share |= container.shares();
         pod.demand.add(&container.id, Limits::of_container(&container.spec));
-        let prepare = Prepared::new(&settings, container, &timeline);
-        let (pod, prepared) = tokio::try_join!(Self::start_sharing(pod, share), prepare)?;
+        let prepare = async { Prepared::new(&settings, container, &timeline) };
+        let (pod, prepared) = tokio::try_join!(Self::start(pod), prepare)?;
         match pod.create_prepared(prepared).await {
             Ok(process) => Ok((pod, process)),
             Err(error) => {
@@ -265,7 +277,8 @@ impl Pod {
 
     /// The pod's shared directories; their server is started if it does not run yet.
     async fn share(&self) -> Result<&Arc<Share>, PodError> {
-        let start = || start_share(&self.settings, &self.timeline, &self.state, &self.vm);
+        let mounts = self.host_mounts.clone();
+        let start = || start_share(&self.settings, mounts, &self.timeline, &self.state, &self.vm);
         self.share.get_or_try_init(start).await
     }
 
@@ -384,11 +397,12 @@ async fn set_up(
 
 async fn start_share(
     settings: &Settings,
+    host_mounts: Option<Arc<OwnedFd>>,
     timeline: &Timeline,
     state: &StateFile,
     vm: &Vm,
 ) -> Result<Arc<Share>, PodError> {
-    let share = Share::start(state.dir(), &settings.fs_server, vm).await?;
+    let share = Share::start(state.dir(), &settings.fs_server, host_mounts, vm).await?;
     state.change(|state| state.fs_server = Some(share.server()))?;
     timeline.mark("fs server ready");
     Ok(Arc::new(share))

@@ -92,7 +92,9 @@ fn idle_pod(engine: &Engine) -> io::Result<()> {
         }
         let mut table = Table::new(&[&format!("{name}: idle pod, KiB"), "private", "shared", "guest"]);
         for (pid, process) in leaks::processes() {
-            if process.contains("monohull-v") || process.starts_with("containerd-shim") {
+            if ["monohull-vmm", "monohull-fs"].contains(&process.as_str())
+                || process.starts_with("containerd-shim")
+            {
                 let memory = memory::of(pid);
                 let cells = [memory.private, memory.shared, memory.guest].map(|kib| kib.to_string());
                 table.row(&[vec![process], cells.to_vec()].concat());

@@ -26,6 +26,7 @@ mod network;
 mod pods;
 mod processes;
 mod resources;
+mod roots;
 mod sandbox;
 mod sockets;
 mod stdio;
@@ -35,7 +36,7 @@ mod volumes;
 type Case = (&'static str, fn(&Engine));
 
 /// What depends on the engine: the versions of its API, and its client's ways.
-const WITH_BOTH: [&[Case]; 9] = [
+const WITH_BOTH: [&[Case]; 10] = [
     containers::CASES,
     processes::CASES,
     control::CASES,
@@ -44,12 +45,13 @@ const WITH_BOTH: [&[Case]; 9] = [
     sandbox::CASES,
     lifecycle::CASES,
     failures::CASES,
+    roots::CASES,
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
 const WITH_CTR: [&[Case]; 6] =
     [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
-const WITH_NERDCTL: [&[Case]; 2] = [network::NERDCTL_CASES, sockets::CASES];
+const WITH_NERDCTL: [&[Case]; 3] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;

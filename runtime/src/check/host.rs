@@ -251,7 +251,7 @@ fn state_dir(path: &Path, fs_type: Option<i64>) -> Finding {
     )
 }
 
-/// Images made from directories are unnamed files there.
+/// Archives are unpacked into unnamed files there.
 fn scratch_dir(path: &Path) -> Finding {
     const CHECK: &str = "scratch directory";
     let found = existing(path);

@@ -15,7 +15,8 @@ use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::disk::Extent;
 use crate::process::{Process, Stdio};
-use crate::rootfs::{Source, Storage};
+use crate::rootfs::{SharedTree, Source, Storage};
+use crate::share::Exported;
 use crate::spec::{self, BlockDevice};
 use crate::state::{self, ContainerState};
 
@@ -28,23 +29,26 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists. What it has of the host is its as long as this lives.
-    Created { init: Process, _held: Held },
+    /// Its init process exists.
+    Created { init: Process, held: Held },
 }
 
-/// What a container has of the host.
+/// What a container has of the host. It is there as long as this lives.
 #[derive(Debug, Default)]
 struct Held {
     volumes: Attached,
-    _extents: Vec<Arc<Extent>>,
+    extents: Vec<Arc<Extent>>,
+    trees: Vec<Exported>,
+    /// The root, as a descriptor.
+    root: Option<OwnedFd>,
 }
 
-/// A container's files and block devices as the agent is told of them, and what keeps them on the disk.
+/// A container's storages and block devices as the agent is told of them, and what keeps them there.
 #[derive(Default)]
-struct OnDisk {
+struct Ready {
     storages: Vec<proto::Storage>,
     devices: Vec<proto::BlockDevice>,
-    extents: Vec<Arc<Extent>>,
+    held: Held,
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -79,6 +83,14 @@ impl Containers {
         }
     }
 
+    /// Takes a container's root, if it is shared.
+    fn take_root(&self, id: &str) -> Option<OwnedFd> {
+        match self.lock().get_mut(id) {
+            Some(Container::Created { held, .. }) => held.root.take(),
+            _ => None,
+        }
+    }
+
     fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
@@ -87,7 +99,7 @@ impl Containers {
 impl Reservation<'_> {
     fn keep(self, init: Process, held: Held) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, _held: held });
+        table.insert(self.id.clone(), Container::Created { init, held });
     }
 }
 
@@ -103,7 +115,7 @@ impl Drop for Reservation<'_> {
 impl Pod {
     /// Creates a container; its init process waits for [`Process::start`]. Several may be created at once.
     pub async fn create_container(&self, config: ContainerConfig) -> Result<Process, PodError> {
-        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline).await?).await
+        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline)?).await
     }
 
     /// [`Self::create_container`] with the host's part of the work already done.
@@ -130,12 +142,12 @@ impl Pod {
     async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Held), PodError> {
         let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, sockets, devices, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
-        let disk = self.add_extents(storages, devices);
-        let attach = self.attach_volumes(volumes, sockets);
+        let storages = self.add_storages(storages, devices);
+        let volumes = self.attach_volumes(volumes, sockets);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (disk, (shared, volumes), (streams, names)) = tokio::try_join!(disk, attach, streams)?;
-        let OnDisk { mut storages, devices, extents } = disk;
-        storages.extend(shared);
+        let (ready, (attached, volumes), (streams, names)) = tokio::try_join!(storages, volumes, streams)?;
+        let Ready { mut storages, devices, held } = ready;
+        storages.extend(attached);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
             spec: spec::to_json(&spec)?,
@@ -155,7 +167,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, Held { volumes, _extents: extents }))
+        Ok((process, Held { volumes, ..held }))
     }
 
     /// Creates and starts a further process in a running container.
@@ -196,6 +208,12 @@ impl Pod {
         }
     }
 
+    /// A container's root as it is on the host (O_PATH): mounted nowhere else. Given once; `None` also for a container
+    /// whose root is an image.
+    pub fn take_root(&self, container: &str) -> Option<OwnedFd> {
+        self.containers.take_root(container)
+    }
+
     /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
     /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has
     /// ended it only forgets.
@@ -231,18 +249,25 @@ impl Pod {
         Ok(())
     }
 
-    /// Puts a container's files and block devices on the image disk.
-    async fn add_extents(
+    /// Puts a container's files and block devices on the image disk, and shares its trees.
+    async fn add_storages(
         &self,
         storages: Vec<Storage<Source>>,
         devices: Vec<(BlockDevice, OwnedFd)>,
-    ) -> Result<OnDisk, PodError> {
-        let mut added = OnDisk::default();
+    ) -> Result<Ready, PodError> {
+        let mut added = Ready::default();
         for storage in storages {
             let source = match storage.source {
                 Source::Path(path) => proto::storage::Source::Path(path),
+                Source::Tree(SharedTree { tree, read_only, whole }) => {
+                    let (exported, root) = self.share().await?.add_root(tree, read_only).await?;
+                    let name = exported.name().to_owned();
+                    added.held.trees.push(exported);
+                    added.held.root = whole.then_some(root);
+                    proto::storage::Source::Path(name)
+                }
                 Source::File { file, read_only } => {
-                    proto::storage::Source::Extent(self.add_extent(&mut added, file, read_only).await?)
+                    proto::storage::Source::Extent(self.add_extent(&mut added.held, file, read_only).await?)
                 }
             };
             added.storages.push(proto::Storage {
@@ -255,7 +280,7 @@ impl Pod {
             });
         }
         for (BlockDevice { major, minor, read_only }, file) in devices {
-            let extent = MessageField::some(self.add_extent(&mut added, file, read_only).await?);
+            let extent = MessageField::some(self.add_extent(&mut added.held, file, read_only).await?);
             added.devices.push(proto::BlockDevice { major, minor, extent, ..Default::default() });
         }
         Ok(added)
@@ -263,13 +288,13 @@ impl Pod {
 
     async fn add_extent(
         &self,
-        added: &mut OnDisk,
+        held: &mut Held,
         file: OwnedFd,
         read_only: bool,
     ) -> Result<proto::Extent, PodError> {
         let extent = self.disk.add(&self.vm, file, read_only).await?;
         let request = extent.to_request();
-        added.extents.push(extent);
+        held.extents.push(extent);
         Ok(request)
     }
 }

@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use super::*;
 use crate::fake::{Host, Mode, PID};
 use crate::process::Exit;
+use crate::rootfs::Mount;
 
 fn pod_config(host: &Host) -> PodConfig {
     PodConfig {
@@ -22,6 +23,8 @@ fn pod_config(host: &Host) -> PodConfig {
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
+        share: false,
+        host_mounts: None,
         network: false,
         console: None,
         timeline: Timeline::new(),
@@ -40,7 +43,11 @@ pub(crate) fn container_config(host: &Host, id: &str) -> ContainerConfig {
     ContainerConfig {
         id: id.into(),
         spec: serde_json::from_value(spec).unwrap(),
-        rootfs: Rootfs::Directory(host.path().join("root")),
+        rootfs: Rootfs::Mounts(vec![Mount {
+            fstype: "erofs".into(),
+            source: host.path().join("image").display().to_string(),
+            ..Mount::default()
+        }]),
         bundle: host.path().into(),
         pids_of: None,
         stdio: Stdio { stdout: true, ..Stdio::default() },
@@ -455,4 +462,38 @@ async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
     while host.calls().last().is_none_or(|call| call != "resume restless") {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_directory_root_is_shared_and_its_server_is_part_of_the_pod() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new(Mode::Good);
+    let (root, server) = (host.path().join("root"), host.path().join("fs"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), "content").unwrap();
+    std::fs::write(&server, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&server, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = pod_config(&host);
+    config.settings.fs_server = server;
+    config.host_mounts = Some(Arc::new(std::fs::File::open("/proc/self/ns/mnt").unwrap().into()));
+    let mut container = container_config(&host, "c1");
+    container.rootfs = Rootfs::Directory(root);
+    let (pod, _process) = Pod::start_with(config, container).await.unwrap();
+
+    let calls = host.calls();
+    assert!(
+        calls.contains(&"AttachFs".into()) && calls.contains(&"container c1 virtiofs".into()),
+        "{calls:?}"
+    );
+    let opened = pod.take_root("c1").unwrap();
+    let file = format!("/proc/self/fd/{}/file", opened.as_raw_fd());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "content");
+    assert!(pod.take_root("c1").is_none(), "given once");
+    let server = PodState::read(&state_dir(&host)).unwrap().fs_server.unwrap();
+    let pid = nix::unistd::Pid::from_raw(server.pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let reason = pod.ended().await.to_string();
+    assert!(reason.contains("the pod's fs server was killed"), "{reason}");
+    pod.shutdown().await.unwrap();
 }

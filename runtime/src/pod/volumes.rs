@@ -5,6 +5,7 @@ use proto::storage::Source;
 
 use super::{Pod, PodError};
 use crate::mirror::{self, Mirrored};
+use crate::rootfs::SHARED;
 use crate::share::{Exported, ReadOnly};
 use crate::sockets::Reachable;
 use crate::spec::{SocketVolume, Volume};
@@ -47,7 +48,7 @@ impl Pod {
                 let exported = self.share().await?.add(export).await?;
                 let name = exported.name().to_owned();
                 attached.exports.push(exported);
-                ("virtiofs", Source::Path(name))
+                (SHARED, Source::Path(name))
             };
             storages.push(storage(fstype, source, target));
         }
