@@ -15,6 +15,7 @@ mod budget;
 mod cli;
 mod containers;
 mod control;
+mod cri;
 mod failures;
 mod leaks;
 mod lifecycle;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             pods::CASES,
             resources::CASES,
             sandbox::CASES,
+            cri::CASES,
             lifecycle::CASES,
             failures::CASES,
             bad_input::CASES,

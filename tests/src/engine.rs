@@ -123,19 +123,29 @@ impl Run {
 }
 
 impl Engine {
-    /// Starts a containerd and gives it the test image ([`image`]).
+    /// Starts a containerd without a CRI and gives it the test image ([`image`]).
     pub fn start(client: Client) -> io::Result<Self> {
+        let without_cri = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n";
+        Self::start_with(client, without_cri, "")
+    }
+
+    /// Starts a containerd 2.3 with a CRI. Its runtime handler `monohull` makes sandboxes without pause containers.
+    pub fn start_cri() -> io::Result<Self> {
+        Self::start_with(Client::Nerdctl, "version = 3\n", include_str!("cri.toml"))
+    }
+
+    /// `head` and `tail` of the configuration have what precedes its tables, and tables.
+    fn start_with(client: Client, head: &str, tail: &str) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
-        let config = dir.path().join("config.toml");
-        let mut text = String::new();
+        let mut text = head.to_owned();
         let _ = write!(
             text,
-            "version = 2\nroot = \"{root}/root\"\nstate = \"{root}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{root}/sock\"\n\
-             [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
+            "root = \"{root}/root\"\nstate = \"{root}/state\"\n[grpc]\naddress = \"{root}/sock\"\n\
+             [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n{tail}",
             root = dir.path().display()
         );
-        fs::write(&config, text)?;
+        fs::write(dir.path().join("config.toml"), text)?;
         fs::create_dir(dir.path().join("bin"))?;
         let daemon = spawn_daemon(client, dir.path())?;
         let engine = Self { client, daemon, dir };
@@ -179,6 +189,13 @@ impl Engine {
         let mut command = Command::new(self.client.binaries().join("ctr"));
         command.arg("--address").arg(self.socket()).args(["--namespace", "default"]).args(args);
         command.env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// `crictl` of this containerd.
+    pub fn crictl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.client.binaries().join("crictl"));
+        command.arg("--runtime-endpoint").arg(format!("unix://{}", self.socket().display())).args(args);
         command
     }
 
