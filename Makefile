@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest critest nerdctl bench host-shell clean
+	e2e shimtest containerd-client critest nerdctl matrix bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -18,7 +18,7 @@ ROOT := build/root
 TESTS := build/tests
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install the Debian packages this machine lacks; asks nothing
 	@tests/tools/setup
@@ -91,11 +91,18 @@ e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for som
 shimtest: build ## containerd's conformance suite for shims, in the test host
 	@tests/run shimtest
 
+containerd-client: build ## The tests of containerd's client, in the test host; writes docs/conformance-client.md
+	@tests/run containerd-client
+	@cp build/results/containerd-client/page.md docs/conformance-client.md
+
 critest: build ## Kubernetes' conformance suite for the CRI, in the test host; writes docs/conformance.md
 	@tests/critest/all
 
 nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, compared (FILTER=name for some)
 	@tests/run nerdctl $(FILTER)
+
+matrix: build build-tests ## A few of the end-to-end tests with containerd 1.6 to 2.3
+	@tests/run matrix
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
-use monohull_tests::engine::{Client, Engine};
+use monohull_tests::engine::{Client, Engine, release};
 
 mod bad_input;
 mod budget;
@@ -19,6 +19,7 @@ mod cri;
 mod failures;
 mod leaks;
 mod lifecycle;
+mod matrix;
 mod network;
 mod pods;
 mod processes;
@@ -34,8 +35,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
-    let mut trials = cli::trials();
-    for client in [Client::Ctr, Client::Nerdctl] {
+    let matrix = release().is_some();
+    let (mut trials, clients) = if matrix {
+        (Vec::new(), &[Client::Ctr][..])
+    } else {
+        (cli::trials(), &[Client::Ctr, Client::Nerdctl][..])
+    };
+    for &client in clients {
         let cases = [
             containers::CASES,
             processes::CASES,
@@ -58,7 +64,8 @@ fn main() -> ExitCode {
         ];
         // Started by the first test that needs it, ended with the last.
         let engine = Arc::new(Lazy::new(client));
-        for &(name, case) in cases.into_iter().flatten() {
+        let wanted = |(name, _): &&Case| !matrix || matrix::NAMES.contains(name);
+        for &(name, case) in cases.into_iter().flatten().filter(wanted) {
             let engine = engine.clone();
             trials.push(Trial::test(format!("{}::{name}", client.name()), move || {
                 case(engine.get()?);
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
             }));
         }
     }
+    assert!(!matrix || trials.len() == matrix::NAMES.len(), "the matrix names a test that there is not");
     let conclusion = libtest_mimic::run(&arguments, trials);
     conclusion.exit_code()
 }

@@ -19,10 +19,18 @@ pub const RUNC: &str = "io.containerd.runc.v2";
 /// The image that every engine has.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
 
+/// Variable with the release of containerd, as in "1.7", that the tests of [`Client::Ctr`] run with; `make matrix` sets it.
+pub const RELEASE: &str = "MONOHULL_CONTAINERD";
+
+/// The release that [`RELEASE`] names.
+pub fn release() -> Option<String> {
+    std::env::var(RELEASE).ok()
+}
+
 /// The client that speaks to a containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Debian's containerd 1.6 with `ctr`.
+    /// Debian's containerd 1.6 with `ctr`, or both of the release that [`RELEASE`] names.
     Ctr,
     /// containerd 2.3 with `nerdctl`.
     Nerdctl,
@@ -30,17 +38,19 @@ pub enum Client {
 
 impl Client {
     /// Short name, as in test names.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Ctr => "containerd-1.6+ctr",
-            Self::Nerdctl => "containerd-2.3+nerdctl",
+            Self::Ctr => format!("containerd-{}+ctr", release().unwrap_or("1.6".into())),
+            Self::Nerdctl => "containerd-2.3+nerdctl".into(),
         }
     }
 
     /// Directory of the daemon's and the client's binaries.
     fn binaries(self) -> PathBuf {
         match self {
-            Self::Ctr => "/usr/bin".into(),
+            Self::Ctr => {
+                release().map_or("/usr/bin".into(), |name| Path::new("/opt/tools/matrix").join(name))
+            }
             Self::Nerdctl => {
                 std::env::var_os("MONOHULL_TOOLS").map_or("/opt/tools/bin".into(), PathBuf::from)
             }
