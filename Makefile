@@ -88,8 +88,9 @@ guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minut
 e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
 	@for part in $(or $(FILTER),monohull:: ctr:: nerdctl::); do tests/run e2e $$part; done
 
-shimtest: build ## containerd's conformance suite for shims, in the test host
+shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest
+	@cp build/results/shimtest/page.md docs/conformance-shim.md
 
 containerd-client: build ## The tests of containerd's client, in the test host; writes docs/conformance-client.md
 	@tests/run containerd-client

@@ -39,12 +39,65 @@ fn info() -> io::Result<RuntimeInfo> {
     })
 }
 
-/// Only what engines act on, and only what holds: no recursive read-only mounts, no user namespaces or id-mapped
-/// mounts, no security modules.
+/// The mount options that work in a container: those of libcontainer (`MountOption` and `MountRecursive` of its
+/// `syscall/linux.rs`); propagation is taken and means nothing in a VM. "rro" tells Kubernetes that recursive read-only
+/// mounts are read-only.
+const MOUNT_OPTIONS: &[&str] = &[
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "private",
+    "ratime",
+    "rbind",
+    "rdev",
+    "rdiratime",
+    "relatime",
+    "rexec",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
+    "ro",
+    "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
+    "rw",
+    "shared",
+    "slave",
+    "strictatime",
+    "suid",
+];
+
+/// Only what engines act on, and only what holds: no user namespaces or id-mapped mounts, no security modules.
 fn features() -> serde_json::Value {
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
+        "mountOptions": MOUNT_OPTIONS,
         "hooks": ["prestart", "createRuntime", "poststop"],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
@@ -76,5 +129,7 @@ mod tests {
         let features: oci_spec::runtime::Features = serde_json::from_slice(&info.features.value).unwrap();
         let namespaces = features.linux().as_ref().unwrap().namespaces().clone().unwrap();
         assert!(!namespaces.contains(&oci_spec::runtime::LinuxNamespaceType::User));
+        let options = features.mount_options().as_ref().unwrap();
+        assert!(options.contains(&"rro".to_owned()), "recursive read-only mounts");
     }
 }
