@@ -135,10 +135,8 @@ impl Remains<'_> {
         if let Err(error) = state::cleanup(&dir) {
             warn(&chain(&error));
         }
-        let cgroups = [
-            bundle::cgroup(self.spec.as_ref(), &self.pod),
-            bundle::noted_cgroup(&self.bundle, &self.pod),
-        ];
+        let cgroups =
+            [bundle::cgroup(self.spec.as_ref(), &self.pod), bundle::noted_cgroup(&self.bundle, &self.pod)];
         for cgroup in cgroups {
             match cgroup.map(|cgroup| cgroup.as_ref().map(Cgroup::remove)) {
                 Ok(Some(Err(error))) | Err(error) => warn(&chain(&error)),

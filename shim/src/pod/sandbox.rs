@@ -2,8 +2,8 @@
 //! last, without a pause container.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
