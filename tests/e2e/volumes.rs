@@ -173,13 +173,11 @@ fn read_only_top(engine: &Engine) {
     let output = run(engine, &host, true, try_both);
     assert_eq!(output.stderr.matches("Read-only file system").count(), 1, "{}", output.stderr);
     assert!(inner.join("file").exists() && !host.join("file").exists(), "{}", output.stderr);
-    if engine.client() == Client::Ctr {
-        let mut run = Run::sh(&id("rro"), try_both);
-        run.extra =
-            vec!["--mount".into(), format!("type=bind,src={},dst=/mnt,options=rbind:ro:rro", host.display())];
-        let output = engine.run(&run);
-        assert_eq!(output.stderr.matches("Read-only file system").count(), 2, "{}", output.stderr);
-    }
+    let mut run = Run::sh(&id("rro"), try_both);
+    run.extra =
+        vec!["--mount".into(), format!("type=bind,src={},dst=/mnt,options=rbind:ro:rro", host.display())];
+    let output = engine.run(&run);
+    assert_eq!(output.stderr.matches("Read-only file system").count(), 2, "{}", output.stderr);
     let status = Command::new("umount").arg(&inner).status();
     assert!(status.expect("umount runs").success(), "nothing keeps the volume busy");
 }
