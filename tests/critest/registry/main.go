@@ -68,9 +68,8 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 		return nil, err
 	}
 	configs := map[string]runConfig{
-		e2e + "busybox:1.29-2":    {Cmd: []string{"sh"}},
-		"containerd/busybox:1.36": {Cmd: []string{"sh"}},
-		e2e + "httpd:2.4.39-4":    {Cmd: []string{"sh", "-c", "mkdir -p /www && echo httpd | tee /www/index.html && exec httpd -f -p 80 -h /www"}},
+		e2e + "busybox:1.29-2": {Cmd: []string{"sh"}},
+		e2e + "httpd:2.4.39-4": {Cmd: []string{"sh", "-c", "mkdir -p /www && echo httpd | tee /www/index.html && exec httpd -f -p 80 -h /www"}},
 	}
 	for _, name := range []string{"latest:latest", "tag:test", "tag:all", "1:latest", "2:latest", "3:latest"} {
 		configs[staging+"test-image-"+name] = runConfig{Cmd: []string{"sh"}, Labels: map[string]string{"name": name}}
@@ -91,7 +90,7 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 		return nil, err
 	}
 
-	if err := whiteouts(packed, add); err != nil {
+	if err := containerds(packed, add); err != nil {
 		return nil, err
 	}
 
@@ -130,8 +129,26 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 	return images, nil
 }
 
-// whiteouts adds the image of which containerd's TestIssue13030 expects that nothing deleted comes back.
-func whiteouts(base blob, add func([]blob, runConfig, ...string) error) error {
+// Ends with 143 for SIGTERM, as nc of busybox's own image does. Debian's leaves the signal to its default, which the first
+// process of a container does not see.
+const netcat = `#!/bin/sh
+trap 'kill $child; exit 143' TERM
+busybox nc "$@" &
+child=$!
+wait $child
+`
+
+// containerds adds what the tests of containerd's client run: busybox, and the image of which TestIssue13030 expects that
+// nothing deleted comes back.
+func containerds(base blob, add func([]blob, runConfig, ...string) error) error {
+	config := runConfig{Cmd: []string{"sh"}}
+	nc, err := layer{"/bin/nc": {mode: 0o755, content: []byte(netcat)}}.pack()
+	if err != nil {
+		return err
+	}
+	if err := add([]blob{base, nc}, config, "containerd/busybox:1.36"); err != nil {
+		return err
+	}
 	layers := []blob{base}
 	for _, files := range []layer{
 		{"/file-to-delete": {mode: 0o644}, "/dir-to-delete/file": {mode: 0o644}},
@@ -143,7 +160,7 @@ func whiteouts(base blob, add func([]blob, runConfig, ...string) error) error {
 		}
 		layers = append(layers, packed)
 	}
-	return add(layers, runConfig{Cmd: []string{"sh"}}, "containerd/whiteout-test:1.0")
+	return add(layers, config, "containerd/whiteout-test:1.0")
 }
 
 // single is a layer of one program.
