@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest critest nerdctl fstest bench host-shell clean
+	e2e shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -18,7 +18,7 @@ ROOT := build/root
 TESTS := build/tests
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install the Debian packages this machine lacks; asks nothing
 	@tests/tools/setup
@@ -88,8 +88,13 @@ guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minut
 e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
 	@for part in $(or $(FILTER),monohull:: ctr:: nerdctl::); do tests/run e2e $$part; done
 
-shimtest: build ## containerd's conformance suite for shims, in the test host
+shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest
+	@cp build/results/shimtest/page.md docs/conformance-shim.md
+
+containerd-client: build ## The tests of containerd's client, in the test host; writes docs/conformance-client.md
+	@tests/run containerd-client
+	@cp build/results/containerd-client/page.md docs/conformance-client.md
 
 critest: build ## Kubernetes' conformance suite for the CRI, in the test host; writes docs/conformance.md
 	@tests/critest/all
@@ -99,6 +104,9 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)
+
+matrix: build build-tests ## A few of the end-to-end tests with containerd 1.6 to 2.3
+	@tests/run matrix
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

@@ -30,6 +30,9 @@ pub enum CgroupError {
     /// Not in a form that engines write.
     #[error("linux.cgroupsPath {0:?} is neither a path without \"..\" nor slice:prefix:name")]
     Path(String),
+    /// Not in a form that the CRI has.
+    #[error("linux.cgroup_parent {0:?} is neither a path without \"..\" nor a slice")]
+    Parent(String),
     /// A file operation failed.
     #[error("cannot {what} cgroup {path}")]
     Io {
@@ -78,7 +81,7 @@ impl Cgroup {
 
     /// The cgroup of pod `id`, an identifier, below the parent that the CRI's `cgroup_parent` names: a path, or a slice.
     pub fn of_pod(cgroup_parent: &str, id: &str) -> Result<Self, CgroupError> {
-        let bad = || CgroupError::Path(cgroup_parent.to_owned());
+        let bad = || CgroupError::Parent(cgroup_parent.to_owned());
         let slice = !cgroup_parent.contains('/') && cgroup_parent.ends_with(".slice");
         let parent = if slice { expand_slice(cgroup_parent) } else { plain(Path::new(cgroup_parent)) };
         Self::below(parent.ok_or_else(bad)?, id)

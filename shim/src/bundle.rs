@@ -17,6 +17,8 @@ pub(crate) const SHIM_PID: &str = "shim.pid";
 pub(crate) const HOOKS_PENDING: &str = "monohull.hooks";
 /// A symbolic link to the pod's directory, in the bundle of the pod's first container.
 pub(crate) const POD_LINK: &str = "monohull.pod";
+/// The CRI's name for the parent of the pod's cgroup, in the bundle of a sandbox whose configuration does not tell.
+const CGROUP_PARENT: &str = "monohull.cgroup-parent";
 /// CRI-O reads `OOMKilled` from the presence of this file.
 pub(crate) const OOM: &str = "oom";
 
@@ -80,6 +82,17 @@ pub(crate) fn cgroup(spec: Option<&oci::Spec>, id: &str) -> Result<Option<Cgroup
     path.filter(|path| !path.as_os_str().is_empty()).map(|path| Cgroup::of_container(path, id)).transpose()
 }
 
+/// Notes the parent of a sandbox's cgroup, for [`noted_cgroup`].
+pub(crate) fn note_cgroup(bundle: &Path, cgroup_parent: &str) -> Result<(), BundleError> {
+    write(bundle, CGROUP_PARENT, cgroup_parent)
+}
+
+/// The host's cgroup of the sandbox `id`, of which [`note_cgroup`] has noted the parent.
+pub(crate) fn noted_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>, CgroupError> {
+    let parent = fs::read_to_string(bundle.join(CGROUP_PARENT)).ok();
+    parent.map(|parent| Cgroup::of_pod(&parent, id)).transpose()
+}
+
 fn annotation<'a>(spec: Option<&'a oci::Spec>, names: [&str; 2]) -> Option<&'a str> {
     let annotations = spec?.annotations().as_ref()?;
     names.iter().find_map(|name| annotations.get(*name)).map(String::as_str)
@@ -129,6 +142,15 @@ mod tests {
         assert!(is_sandbox(Some(&spec(&[("io.kubernetes.cri-o.ContainerType", "sandbox")]))));
         assert!(!is_sandbox(Some(&spec(&[("io.kubernetes.cri.container-type", "container")]))));
         assert!(is_sandbox(None));
+    }
+
+    #[test]
+    fn a_sandboxs_cgroup_is_found_again_by_its_note() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(noted_cgroup(dir.path(), "p1").unwrap().is_none());
+        note_cgroup(dir.path(), "kubepods-pod1.slice").unwrap();
+        let noted = noted_cgroup(dir.path(), "p1").unwrap().unwrap();
+        assert_eq!(noted, Cgroup::of_pod("kubepods-pod1.slice", "p1").unwrap());
     }
 
     #[test]

@@ -135,10 +135,13 @@ impl Remains<'_> {
         if let Err(error) = state::cleanup(&dir) {
             warn(&chain(&error));
         }
-        match bundle::cgroup(self.spec.as_ref(), &self.pod).map(|cgroup| cgroup.as_ref().map(Cgroup::remove))
-        {
-            Ok(Some(Err(error))) | Err(error) => warn(&chain(&error)),
-            Ok(_) => {}
+        let cgroups =
+            [bundle::cgroup(self.spec.as_ref(), &self.pod), bundle::noted_cgroup(&self.bundle, &self.pod)];
+        for cgroup in cgroups {
+            match cgroup.map(|cgroup| cgroup.as_ref().map(Cgroup::remove)) {
+                Ok(Some(Err(error))) | Err(error) => warn(&chain(&error)),
+                Ok(_) => {}
+            }
         }
         if !socket.as_os_str().is_empty() && !address::is_served(socket) {
             let _ = fs::remove_file(socket);

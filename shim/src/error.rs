@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use monohull_runtime::cgroup::CgroupError;
 use monohull_runtime::pod::PodError;
 pub(crate) use monohull_runtime::text::chain;
 use ttrpc::Code;
@@ -60,6 +61,9 @@ pub(crate) enum TaskError {
     /// The sandbox's network can't be joined.
     #[error(transparent)]
     Network(#[from] NamespaceError),
+    /// The pod's cgroup can't be used.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The container can't have a pid on the host.
     #[error("cannot start the thread that stands for the container")]
     StandIn(#[source] std::io::Error),
@@ -81,6 +85,7 @@ impl TaskError {
             Self::Hook(HookError::Unsupported(_)) | Self::Stdio(IoError::Scheme { .. }) => {
                 Code::INVALID_ARGUMENT
             }
+            Self::Cgroup(CgroupError::Path(_) | CgroupError::Parent(_)) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Pod(PodError::NotFound(_)) => Code::NOT_FOUND,
             Self::Pod(PodError::Invalid(_)) => Code::INVALID_ARGUMENT,
@@ -89,6 +94,7 @@ impl TaskError {
             | Self::Stdio(_)
             | Self::Hook(_)
             | Self::Network(_)
+            | Self::Cgroup(_)
             | Self::StandIn(_)
             | Self::Environment(_)
             | Self::Lost(_) => Code::UNKNOWN,

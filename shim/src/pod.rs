@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
 use containerd_shim_protos::topics;
+use monohull_runtime::cgroup::Entered;
 use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
@@ -72,6 +73,8 @@ pub(crate) struct PodTasks<G: Guest> {
     /// How the VM ended, once it has.
     end: watch::Sender<Option<End>>,
     sandbox: Mutex<sandbox::Slot>,
+    /// The pod's cgroup, if the sandbox's creation has entered it.
+    cgroup: Mutex<Option<Entered>>,
     containers: Mutex<HashMap<String, Slot<G::Process>>>,
     /// Told when the shim shall end.
     stop: Notify,
@@ -121,6 +124,7 @@ impl<G: Guest> PodTasks<G> {
             vm: Mutex::new(Vm::Absent),
             end: watch::Sender::new(None),
             sandbox: Mutex::default(),
+            cgroup: Mutex::default(),
             containers: Mutex::default(),
             stop: Notify::new(),
         }
@@ -453,6 +457,11 @@ impl<G: Guest> PodTasks<G> {
         if timeout(FLUSH_LIMIT, told).await.is_err() {
             tracing::warn!("containerd has not taken the last events");
         }
+    }
+
+    /// The pod's cgroup, for whoever leaves it when nothing else of the pod is left.
+    pub(crate) fn take_cgroup(&self) -> Option<Entered> {
+        self.cgroup.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn all(&self) -> Vec<Arc<Container<G::Process>>> {

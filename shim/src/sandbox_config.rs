@@ -100,8 +100,6 @@ fn to_spec(config: &PodSandboxConfig, request: &CreateSandboxRequest) -> oci::Sp
     network.set_typ(Type::Network).set_path(path);
     let mut linux = oci::Linux::default();
     linux.set_namespaces(Some(vec![network])).set_sysctl(Some(config.linux.sysctls.clone()));
-    let cgroup = &config.linux.cgroup_parent;
-    linux.set_cgroups_path(Some(cgroup).filter(|path| !path.is_empty()).map(PathBuf::from));
     let mut spec = oci::Spec::default();
     spec.set_hostname(Some(config.hostname.clone()).filter(|name| !name.is_empty()))
         .set_annotations(Some(annotations))

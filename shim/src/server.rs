@@ -78,7 +78,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         outside,
         timeline,
     };
-    runtime::Builder::new_current_thread()
+    let entered_later = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(HELPER_THREADS)
         .thread_stack_size(HELPER_STACK)
@@ -86,8 +86,10 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         .map_err(ServeError::io("start the event loop"))?
         .block_on(run(listener, info))?;
     // `delete` removes what could not be.
-    if let Some(Err(error)) = cgroup.map(Entered::leave) {
-        tracing::warn!(error = chain(&error), "pod's cgroup is not removed");
+    for cgroup in [entered_later, cgroup].into_iter().flatten() {
+        if let Err(error) = cgroup.leave() {
+            tracing::warn!(error = chain(&error), "pod's cgroup is not removed");
+        }
     }
     Ok(())
 }
@@ -115,7 +117,8 @@ fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
     Ok((outside, cgroup))
 }
 
-async fn run(listener: UnixListener, info: PodInfo) -> Result<(), ServeError> {
+/// Serves until the pod has ended. Returns its cgroup, if one was entered meanwhile.
+async fn run(listener: UnixListener, info: PodInfo) -> Result<Option<Entered>, ServeError> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
     let socket = socket.unwrap_or_default();
     let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &info.namespace);
@@ -141,5 +144,5 @@ async fn run(listener: UnixListener, info: PodInfo) -> Result<(), ServeError> {
     // The answer to Shutdown is in its connection's queue, whose task runs before this one gets its next turn.
     tokio::task::yield_now().await;
     pod.close().await;
-    Ok(())
+    Ok(pod.take_cgroup())
 }

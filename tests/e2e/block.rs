@@ -44,12 +44,12 @@ pub(crate) fn groups() -> [Group; 2] {
     let sized = "[plugins.\"io.containerd.snapshotter.v1.erofs\"]\ndefault_size = \"64MiB\"\n";
     [
         Group {
-            name: "block",
+            name: "block".into(),
             start: Box::new(|| Engine::start_with(Client::Nerdctl, with_blockfile)),
             cases: CASES.to_vec(),
         },
         Group {
-            name: "block",
+            name: "block".into(),
             start: Box::new(|| Engine::start_with(Client::Nerdctl, |_| Ok(sized.into()))),
             cases: SIZED_CASES.to_vec(),
         },

@@ -44,12 +44,18 @@ impl PodProcess {
 
 /// The VMM of pod `id`.
 pub(crate) fn vmm_of(id: &str) -> PodProcess {
-    process_of(id, "vmm")
+    process_of("default", id, "vmm")
+}
+
+/// The shim of pod `id` of a namespace of containerd's.
+pub(crate) fn shim_of(namespace: &str, id: &str) -> PodProcess {
+    process_of(namespace, id, "owner")
 }
 
 /// A process that the state of pod `id` names.
-fn process_of(id: &str, field: &str) -> PodProcess {
-    let text = fs::read_to_string(format!("/run/monohull/default/{id}/state.json")).expect("the pod's state");
+fn process_of(namespace: &str, id: &str, field: &str) -> PodProcess {
+    let state = format!("/run/monohull/{namespace}/{id}/state.json");
+    let text = fs::read_to_string(state).expect("the pod's state");
     let state: serde_json::Value = serde_json::from_str(&text).expect("the pod's state is JSON");
     let pid = state[field]["pid"].as_i64().expect("a pid");
     PodProcess(Pid::from_raw(pid.try_into().expect("a pid")))
@@ -72,7 +78,7 @@ fn sleeper(engine: &Engine) -> (String, String) {
 fn dead_shim(engine: &Engine) {
     let before = Census::take(&engine.bundles());
     let (name, id) = sleeper(engine);
-    let (shim, vmm) = (process_of(&id, "owner"), vmm_of(&id));
+    let (shim, vmm) = (shim_of("default", &id), vmm_of(&id));
     let mut events = engine.ctr(&["events"]).stdout(Stdio::piped()).spawn().expect("ctr events");
     let mut lines = BufReader::new(events.stdout.take().expect("its output")).lines().map_while(Result::ok);
     // An event of another container tells that events arrive.

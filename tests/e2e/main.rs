@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
-use monohull_tests::engine::{Client, Engine};
+use monohull_tests::engine::{Client, Engine, release};
 
 mod bad_input;
 mod block;
@@ -18,9 +18,11 @@ mod budget;
 mod cli;
 mod containers;
 mod control;
+mod cri;
 mod failures;
 mod leaks;
 mod lifecycle;
+mod matrix;
 mod mirrors;
 mod network;
 mod pods;
@@ -51,7 +53,7 @@ const WITH_BOTH: [&[Case]; 10] = [
 /// What the engine has no part in runs with one of them.
 const WITH_CTR: [&[Case]; 6] =
     [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
-const WITH_NERDCTL: [&[Case]; 3] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES];
+const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
@@ -60,18 +62,22 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
+    let matrix = release().is_some();
     let times = Arc::new(Mutex::new(Vec::new()));
-    let mut trials = cli::trials();
+    let mut trials = if matrix { Vec::new() } else { cli::trials() };
     let engines =
         [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])].map(|(client, own)| Group {
             name: client.name(),
             start: Box::new(move || Engine::start(client)),
             cases: WITH_BOTH.iter().chain(own).copied().flatten().copied().collect(),
         });
+    let wanted = |group: &str, (name, _): &Case| {
+        !matrix || group == Client::Ctr.name() && matrix::NAMES.contains(name)
+    };
     for Group { name, start, cases } in engines.into_iter().chain(block::groups()) {
         // Started by the first test that needs it, ended with the last.
         let engine = Arc::new(Lazy { start, engine: OnceLock::new() });
-        for (case_name, case) in cases {
+        for (case_name, case) in cases.into_iter().filter(|case| wanted(&name, case)) {
             let (engine, times) = (engine.clone(), times.clone());
             let name = format!("{name}::{case_name}");
             trials.push(Trial::test(name.clone(), move || {
@@ -83,7 +89,10 @@ fn main() -> ExitCode {
             }));
         }
     }
-    trials.push(block::devmapper_trial());
+    if !matrix {
+        trials.push(block::devmapper_trial());
+    }
+    assert!(!matrix || trials.len() == matrix::NAMES.len(), "the matrix names a test that there is not");
     let conclusion = libtest_mimic::run(&arguments, trials);
     print_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     conclusion.exit_code()
@@ -102,7 +111,7 @@ type Start = Box<dyn Fn() -> io::Result<Engine> + Send + Sync>;
 
 /// Tests that share an engine.
 struct Group {
-    name: &'static str,
+    name: String,
     start: Start,
     cases: Vec<Case>,
 }

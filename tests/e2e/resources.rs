@@ -113,8 +113,8 @@ fn cgroup_of(pid: u32) -> PathBuf {
     Path::new("/sys/fs/cgroup").join(path)
 }
 
-/// Pids of our processes whose cgroup is the pod's, by name.
-fn members_of(cgroup: &Path) -> Vec<String> {
+/// Names of our processes whose cgroup is the pod's.
+pub(crate) fn members_of(cgroup: &Path) -> Vec<String> {
     let is_in = |pid: &u32| cgroup_of(*pid) == cgroup;
     let mut names: Vec<_> =
         processes().into_iter().filter(|(pid, _)| is_in(pid)).map(|(_, name)| name).collect();

@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("output_just_before_the_exit_is_not_lost", last_words),
     ("a_terminal_is_a_terminal", terminal),
     ("a_terminal_takes_input", terminal_input),
+    ("the_end_of_a_terminals_long_output_is_not_lost", long_terminal),
     ("output_is_seen_while_the_container_runs", live_output),
     ("logs_hold_what_a_detached_container_wrote", logs),
 ];
@@ -64,6 +65,12 @@ fn terminal(engine: &Engine) {
 fn terminal_input(engine: &Engine) {
     let output = engine.run_in_terminal(&Run::sh(&id("tty"), "read line; echo \"got $line\""), "hello\n");
     assert!(output.text().contains("got hello"), "{}{}", output.text(), output.stderr);
+}
+
+fn long_terminal(engine: &Engine) {
+    let output = engine.run_in_terminal(&Run::sh(&id("tty"), "seq -s ' ' 200000"), "");
+    let text = output.text();
+    assert!(text.trim_end().ends_with("199999 200000"), "{} bytes{}", text.len(), output.stderr);
 }
 
 fn live_output(engine: &Engine) {

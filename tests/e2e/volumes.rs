@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_single_file_is_the_hosts_file", single_file),
     ("owners_modes_links_and_times_are_the_hosts", attributes),
     ("what_is_mounted_below_a_volume_is_there_now_and_later", nested),
+    ("a_mount_below_a_read_only_volume_stays_writable_unless_all_is_read_only", read_only_top),
     ("a_symbolic_link_leads_nowhere_outside_the_volume", escape),
     ("a_projected_volume_changes_while_the_container_runs", projected),
     ("a_program_on_a_volume_is_executed", executed),
@@ -169,6 +170,25 @@ fn nested(engine: &Engine) {
     assert_eq!(sh(engine, &name, "cat /mnt/later/file"), "inside");
     engine.remove(&name);
     let status = Command::new("umount").arg("--recursive").arg(&host).status();
+    assert!(status.expect("umount runs").success(), "nothing keeps the volume busy");
+}
+
+fn read_only_top(engine: &Engine) {
+    let host = directory(engine);
+    let inner = host.join("inner");
+    fs::create_dir(&inner).expect("a mount point");
+    let status = Command::new("mount").args(["-t", "tmpfs", "inner"]).arg(&inner).status();
+    assert!(status.expect("mount runs").success());
+    let try_both = "touch /mnt/file; touch /mnt/inner/file";
+    let output = run(engine, &host, true, try_both);
+    assert_eq!(output.stderr.matches("Read-only file system").count(), 1, "{}", output.stderr);
+    assert!(inner.join("file").exists() && !host.join("file").exists(), "{}", output.stderr);
+    let mut run = Run::sh(&id("rro"), try_both);
+    run.extra =
+        vec!["--mount".into(), format!("type=bind,src={},dst=/mnt,options=rbind:ro:rro", host.display())];
+    let output = engine.run(&run);
+    assert_eq!(output.stderr.matches("Read-only file system").count(), 2, "{}", output.stderr);
+    let status = Command::new("umount").arg(&inner).status();
     assert!(status.expect("umount runs").success(), "nothing keeps the volume busy");
 }
 

@@ -39,8 +39,9 @@ func TestExec(t *testing.T)   { shimtest.NewExecSuite(config(t)).Run(t) }
 func TestOOM(t *testing.T)    { shimtest.NewOOMSuite(config(t)).Run(t) }
 func TestLayers(t *testing.T) { shimtest.NewLayersSuite(config(t)).Run(t) }
 
-// Under load until a minute before the deadline. The suite gives an exec and a pod's whole life 5 s each, which is too
-// little for an emulated processor: there, tests/run leaves it out.
+func TestNetwork(t *testing.T) { shimtest.NewNetworkSuite(config(t)).Run(t) }
+
+// Under load until a minute before the deadline.
 func TestStress(t *testing.T) {
 	shimtest.NewStressSuite(config(t), shimtest.StressOptions{}).Run(t)
 }

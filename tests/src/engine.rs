@@ -19,10 +19,18 @@ pub const RUNC: &str = "io.containerd.runc.v2";
 /// The image that every engine has.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
 
+/// Variable with the release of containerd, as in "1.7", that the tests of [`Client::Ctr`] run with; `make matrix` sets it.
+pub const RELEASE: &str = "MONOHULL_CONTAINERD";
+
+/// The release that [`RELEASE`] names.
+pub fn release() -> Option<String> {
+    std::env::var(RELEASE).ok()
+}
+
 /// The client that speaks to a containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Debian's containerd 1.6 with `ctr`.
+    /// Debian's containerd 1.6 with `ctr`, or both of the release that [`RELEASE`] names.
     Ctr,
     /// containerd 2.3 with `nerdctl`.
     Nerdctl,
@@ -30,17 +38,19 @@ pub enum Client {
 
 impl Client {
     /// Short name, as in test names.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Ctr => "containerd-1.6+ctr",
-            Self::Nerdctl => "containerd-2.3+nerdctl",
+            Self::Ctr => format!("containerd-{}+ctr", release().unwrap_or("1.6".into())),
+            Self::Nerdctl => "containerd-2.3+nerdctl".into(),
         }
     }
 
     /// Directory of the daemon's and the client's binaries.
     fn binaries(self) -> PathBuf {
         match self {
-            Self::Ctr => "/usr/bin".into(),
+            Self::Ctr => {
+                release().map_or("/usr/bin".into(), |name| Path::new("/opt/tools/matrix").join(name))
+            }
             Self::Nerdctl => {
                 std::env::var_os("MONOHULL_TOOLS").map_or("/opt/tools/bin".into(), PathBuf::from)
             }
@@ -123,7 +133,7 @@ impl Run {
 }
 
 impl Engine {
-    /// Starts a containerd and gives it the test image ([`image`]).
+    /// Starts a containerd without a CRI and gives it the test image ([`image`]).
     pub fn start(client: Client) -> io::Result<Self> {
         Self::start_with(client, |_| Ok(String::new()))
     }
@@ -133,18 +143,32 @@ impl Engine {
         client: Client,
         configure: impl FnOnce(&Path) -> io::Result<String>,
     ) -> io::Result<Self> {
+        let without_cri = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n";
+        Self::launch(client, without_cri, configure)
+    }
+
+    /// Starts a containerd 2.3 with a CRI. Its runtime handler `monohull` makes sandboxes without pause containers.
+    pub fn start_cri() -> io::Result<Self> {
+        Self::launch(Client::Nerdctl, "version = 3\n", |_| Ok(include_str!("cri.toml").to_owned()))
+    }
+
+    /// `head` and what `tail` makes are the parts of the configuration that precede its tables, and tables.
+    fn launch(
+        client: Client,
+        head: &str,
+        tail: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
-        let config = dir.path().join("config.toml");
-        let mut text = String::new();
+        let mut text = head.to_owned();
         let _ = write!(
             text,
-            "version = 2\nroot = \"{root}/root\"\nstate = \"{root}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = \"{root}/sock\"\n\
+            "root = \"{root}/root\"\nstate = \"{root}/state\"\n[grpc]\naddress = \"{root}/sock\"\n\
              [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
             root = dir.path().display()
         );
-        text.push_str(&configure(dir.path())?);
-        fs::write(&config, text)?;
+        text.push_str(&tail(dir.path())?);
+        fs::write(dir.path().join("config.toml"), text)?;
         fs::create_dir(dir.path().join("bin"))?;
         let daemon = spawn_daemon(client, dir.path())?;
         let engine = Self { client, daemon, dir };
@@ -189,6 +213,13 @@ impl Engine {
         let mut command = Command::new(self.client.binaries().join("ctr"));
         command.arg("--address").arg(self.socket()).args(["--namespace", "default"]).args(args);
         command.env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
+    /// `crictl` of this containerd.
+    pub fn crictl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.client.binaries().join("crictl"));
+        command.arg("--runtime-endpoint").arg(format!("unix://{}", self.socket().display())).args(args);
         command
     }
 

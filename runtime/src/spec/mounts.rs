@@ -46,6 +46,12 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
         mount.set_options(Some(kept.collect()));
         if is_bind {
             let source = bind(mount, &field, base, bundle, (&client, &mut volumes))?;
+            if is_of_host(mount) && is_writable_below(mount, bundle) {
+                // The guest has one file system of the whole tree. Its top is read-only in the server's mounts.
+                let kept = mount.options().iter().flatten().filter(|option| *option != "ro");
+                let kept = kept.cloned().collect();
+                mount.set_options(Some(kept));
+            }
             mount.set_typ(Some("bind".into())).set_source(Some(source.into()));
         } else if mount.typ().as_deref().is_some_and(|typ| IMAGE_TYPES.contains(&typ)) {
             image(mount, &field, base, bundle, &mut volumes)?;
@@ -111,16 +117,49 @@ fn bind(
         volumes.memory.push(MemoryVolume { source, options, target: target.clone() });
         return Ok(target);
     }
-    let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
-    let read_only = match (has("rro"), has("ro")) {
+    let (read_only, recursive) = (read_only(mount), is_recursive(mount));
+    volumes.shared.push(Volume { export: Export { source, read_only, recursive }, target: target.clone() });
+    Ok(target)
+}
+
+fn has(mount: &oci::Mount, name: &str) -> bool {
+    mount.options().iter().flatten().any(|option| option == name)
+}
+
+fn read_only(mount: &oci::Mount) -> ReadOnly {
+    match (has(mount, "rro"), has(mount, "ro")) {
         (true, _) => ReadOnly::Recursive,
         (_, true) => ReadOnly::Top,
         _ => ReadOnly::No,
-    };
-    // Engines that name no option mean the usual one.
-    let recursive = has("rbind") || !has("bind");
-    volumes.shared.push(Volume { export: Export { source, read_only, recursive }, target: target.clone() });
-    Ok(target)
+    }
+}
+
+/// Engines that name no option mean the usual one.
+fn is_recursive(mount: &oci::Mount) -> bool {
+    has(mount, "rbind") || !has(mount, "bind")
+}
+
+/// Whether a bind mount that is read-only by itself brings mounts along that are not.
+fn is_writable_below(mount: &oci::Mount, bundle: &Path) -> bool {
+    if read_only(mount) != ReadOnly::Top || !is_recursive(mount) {
+        return false;
+    }
+    let source = mount.source().as_ref().and_then(|source| fs::canonicalize(bundle.join(source)).ok());
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    source.is_some_and(|source| has_mounts_below(&mountinfo, &source))
+}
+
+/// Whether a mountinfo (proc(5)) has a mount point below a directory. It escapes some characters of paths as octal numbers.
+fn has_mounts_below(mountinfo: &str, directory: &Path) -> bool {
+    let mut escaped = String::new();
+    for character in directory.to_string_lossy().chars() {
+        match character {
+            ' ' | '\t' | '\n' | '\\' => escaped.push_str(&format!("\\{:03o}", u32::from(character))),
+            other => escaped.push(other),
+        }
+    }
+    let mut points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    points.any(|point| point != Path::new(&escaped) && point.starts_with(&escaped))
 }
 
 /// Makes a mount of a file system's image a bind mount of where the guest has it.
@@ -206,5 +245,26 @@ fn kind(file_type: fs::FileType) -> &'static str {
             "a block device of the host (mount its file system, or pass it as a device: `volumeDevices`, `--device`)"
         }
         _ => "a device of the host",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_below_a_directory_and_nowhere_else() {
+        let mountinfo = "1 0 8:1 / / rw - ext4 x rw\n2 1 0:5 / /v rw - tmpfs x rw\n3 1 0:6 / /volume/a rw - tmpfs x rw\n\
+                         4 1 0:7 / /with\\040space/b rw - tmpfs x rw";
+        for (directory, expected) in [
+            ("/", true),
+            ("/v", false),
+            ("/volume", true),
+            ("/volume/a", false),
+            ("/with space", true),
+            ("/with", false),
+        ] {
+            assert_eq!(has_mounts_below(mountinfo, Path::new(directory)), expected, "{directory}");
+        }
     }
 }

@@ -2,16 +2,18 @@
 //! last, without a pause container.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use monohull_runtime::cgroup::Cgroup;
 use monohull_runtime::pod::{PodConfig, PodError};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
 
 use super::{End, PodTasks, Vm, link_state, pod_config};
+use crate::bundle;
 use crate::error::{TaskError, chain};
 use crate::guest::Guest;
 use crate::namespaces;
@@ -89,6 +91,9 @@ impl<G: Guest> PodTasks<G> {
         let bundle = PathBuf::from(&request.bundle_path);
         let files = SandboxFiles::write(&bundle, &config)?;
         let spec = sandbox_config::spec(&config, request)?;
+        if bundle::cgroup(Some(&spec), &self.info.id)?.is_none() {
+            self.enter_cgroup(&bundle, &config.linux.cgroup_parent)?;
+        }
         link_state(&settings, &self.info, &bundle);
         let demand = Demand::of_pod(&spec).map_err(PodError::from)?;
         // There is no pause container whose processes others could share.
@@ -96,6 +101,20 @@ impl<G: Guest> PodTasks<G> {
         let vm = G::start(config).await?;
         self.keep(vm);
         Ok(Sandbox { created_at: SystemTime::now(), started: AtomicBool::new(false), files })
+    }
+
+    /// Enters the pod's cgroup, which the server could not know when it started: only the request tells of it. The server
+    /// leaves it when the pod has ended.
+    fn enter_cgroup(&self, bundle: &Path, cgroup_parent: &str) -> Result<(), TaskError> {
+        let mut cgroup = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+        // A creation that failed before has entered it.
+        if cgroup_parent.is_empty() || cgroup.is_some() {
+            return Ok(());
+        }
+        let named = Cgroup::of_pod(cgroup_parent, &self.info.id)?;
+        bundle::note_cgroup(bundle, cgroup_parent)?;
+        *cgroup = Some(named.enter()?);
+        Ok(())
     }
 
     /// Declares the sandbox ready for containers; returns when it was made.

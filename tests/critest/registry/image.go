@@ -17,7 +17,7 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// A layer is the one layer of an image: its files by absolute path.
+// A layer of an image: its files by absolute path.
 type layer map[string]file
 
 // A file of a layer. The mode's type bits are tar's: a regular file unless link or dir says otherwise.
@@ -56,13 +56,19 @@ type descriptor struct {
 
 func (b blob) descriptor() descriptor { return descriptor{b.mediaType, b.digest, len(b.content)} }
 
-// image makes an image's blobs; the first one is its manifest.
-func image(root blob, config runConfig) ([]blob, error) {
+// image makes an image's blobs from its layers, the lowest first; the first blob is its manifest.
+func image(layers []blob, config runConfig) ([]blob, error) {
+	var digests []string
+	var descriptors []descriptor
+	for _, l := range layers {
+		digests = append(digests, l.digest)
+		descriptors = append(descriptors, l.descriptor())
+	}
 	configuration, err := json.Marshal(map[string]any{
 		"architecture": "amd64",
 		"os":           "linux",
 		"config":       config,
-		"rootfs":       map[string]any{"type": "layers", "diff_ids": []string{root.digest}},
+		"rootfs":       map[string]any{"type": "layers", "diff_ids": digests},
 	})
 	if err != nil {
 		return nil, err
@@ -72,12 +78,12 @@ func image(root blob, config runConfig) ([]blob, error) {
 		"schemaVersion": 2,
 		"mediaType":     manifestType,
 		"config":        configBlob.descriptor(),
-		"layers":        []descriptor{root.descriptor()},
+		"layers":        descriptors,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return []blob{newBlob(manifestType, manifest), configBlob, root}, nil
+	return append([]blob{newBlob(manifestType, manifest), configBlob}, layers...), nil
 }
 
 // pack writes a layer as an uncompressed archive; the same files give the same bytes. Parents come before their

@@ -1,12 +1,14 @@
-// registry makes the images that critest pulls out of programs of this machine, and serves them under the names
-// that critest knows, whatever registry they are asked for.
+// registry makes the images that critest and containerd's own tests pull out of programs of this machine, and serves
+// them under the names that those know, whatever registry they are asked for.
 //
-//	registry -listen ADDRESS -busybox PROGRAM -programs DIRECTORY
+//	registry [-listen ADDRESS] [-tls NAME,… -certificate FILE] -busybox PROGRAM -programs DIRECTORY
 //
-// It prints a line when it listens. DIRECTORY has the programs of ../nonewprivs and ../pause.
+// It prints a line when it listens. DIRECTORY has the programs of ../nonewprivs and ../pause. With -tls it serves HTTPS,
+// for clients that no mirror can be named to: as those hosts, with a certificate that it leaves in FILE.
 package main
 
 import (
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"log"
@@ -21,6 +23,8 @@ func main() {
 	listen := flag.String("listen", "127.0.0.1:5000", "address")
 	shell := flag.String("busybox", "/bin/busybox", "a dynamically linked busybox")
 	programs := flag.String("programs", ".", "directory of nonewprivs and pause")
+	names := flag.String("tls", "", "host names to serve HTTPS as")
+	file := flag.String("certificate", "", "file for the certificate")
 	flag.Parse()
 	images, err := catalogue(*shell, *programs)
 	if err != nil {
@@ -30,16 +34,24 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if *names != "" {
+		made, err := certificate(strings.Split(*names, ","), *file)
+		if err != nil {
+			log.Fatalf("making the certificate: %v", err)
+		}
+		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{made}})
+	}
 	fmt.Printf("serving %d images on %s\n", len(images), listener.Addr())
 	log.Fatal(http.Serve(listener, newRegistry(images)))
 }
 
-// catalogue makes every image that critest names in pkg/validate/consts.go and pkg/framework/util.go, and its
-// sandboxes' one. The key is REPOSITORY:TAG, without the registry.
+// catalogue makes every image that critest names in pkg/validate/consts.go and pkg/framework/util.go, its sandboxes'
+// one, and of those in containerd's integration/images the ones that its client's tests run. The key is
+// REPOSITORY:TAG, without the registry.
 func catalogue(shell, programs string) (map[string][]blob, error) {
 	const e2e, staging = "e2e-test-images/", "k8s-staging-cri-tools/"
 	images := map[string][]blob{}
-	add := func(root blob, config runConfig, names ...string) error {
+	add := func(root []blob, config runConfig, names ...string) error {
 		config.Env = []string{"PATH=/usr/sbin:/usr/bin:/bin"}
 		blobs, err := image(root, config)
 		for _, name := range names {
@@ -69,12 +81,16 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 		configs[staging+"test-image-"+name+":latest"] = runConfig{Cmd: []string{"sh"}, User: user}
 	}
 	for name, config := range configs {
-		if err := add(packed, config, name); err != nil {
+		if err := add([]blob{packed}, config, name); err != nil {
 			return nil, err
 		}
 	}
 	tags := staging + "test-image-tags:"
-	if err := add(packed, runConfig{Cmd: []string{"sh"}, Labels: map[string]string{"name": "tags"}}, tags+"1", tags+"2", tags+"3"); err != nil {
+	if err := add([]blob{packed}, runConfig{Cmd: []string{"sh"}, Labels: map[string]string{"name": "tags"}}, tags+"1", tags+"2", tags+"3"); err != nil {
+		return nil, err
+	}
+
+	if err := containerds(packed, add); err != nil {
 		return nil, err
 	}
 
@@ -87,7 +103,7 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := add(packed, runConfig{Entrypoint: []string{"nginx", "-g", "daemon off;"}}, name); err != nil {
+		if err := add([]blob{packed}, runConfig{Entrypoint: []string{"nginx", "-g", "daemon off;"}}, name); err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +112,7 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := add(packed, runConfig{Entrypoint: []string{"/nnp"}}, e2e+"nonewprivs:1.3"); err != nil {
+	if err := add([]blob{packed}, runConfig{Entrypoint: []string{"/nnp"}}, e2e+"nonewprivs:1.3"); err != nil {
 		return nil, err
 	}
 	packed, err = single("/pause", path.Join(programs, "pause"), 0o755)
@@ -106,11 +122,45 @@ func catalogue(shell, programs string) (map[string][]blob, error) {
 	// The sandboxes' image must stay while a test removes the other one: they differ.
 	for _, name := range []string{"pause:3.9", "pause:3.10"} {
 		config := runConfig{Entrypoint: []string{"/pause"}, User: "65535:65535", Labels: map[string]string{"name": name}}
-		if err := add(packed, config, name); err != nil {
+		if err := add([]blob{packed}, config, name); err != nil {
 			return nil, err
 		}
 	}
 	return images, nil
+}
+
+// Ends with 143 for SIGTERM, as nc of busybox's own image does. Debian's leaves the signal to its default, which the first
+// process of a container does not see.
+const netcat = `#!/bin/sh
+trap 'kill $child; exit 143' TERM
+busybox nc "$@" &
+child=$!
+wait $child
+`
+
+// containerds adds what the tests of containerd's client run: busybox, and the image of which TestIssue13030 expects that
+// nothing deleted comes back.
+func containerds(base blob, add func([]blob, runConfig, ...string) error) error {
+	config := runConfig{Cmd: []string{"sh"}}
+	nc, err := layer{"/bin/nc": {mode: 0o755, content: []byte(netcat)}}.pack()
+	if err != nil {
+		return err
+	}
+	if err := add([]blob{base, nc}, config, "containerd/busybox:1.36"); err != nil {
+		return err
+	}
+	layers := []blob{base}
+	for _, files := range []layer{
+		{"/file-to-delete": {mode: 0o644}, "/dir-to-delete/file": {mode: 0o644}},
+		{"/.wh.file-to-delete": {mode: 0o644}, "/.wh.dir-to-delete": {mode: 0o644}},
+	} {
+		packed, err := files.pack()
+		if err != nil {
+			return err
+		}
+		layers = append(layers, packed)
+	}
+	return add(layers, config, "containerd/whiteout-test:1.0")
 }
 
 // single is a layer of one program.

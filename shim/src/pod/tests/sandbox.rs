@@ -208,6 +208,16 @@ async fn a_sandbox_that_fails_can_be_shut_down() {
 }
 
 #[tokio::test]
+async fn a_cgroup_parent_that_leads_elsewhere_is_refused_by_field() {
+    let t = Fixture::new().await;
+    let linux = cri::LinuxPodSandboxConfig { cgroup_parent: "/pods/../..".into(), ..Default::default() };
+    let bad = cri::PodSandboxConfig { linux: MessageField::some(linux), ..Default::default() };
+    let (code, message) = refusal(t.create_sandbox("p1", &bad).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(message.starts_with("linux.cgroup_parent \"/pods/../..\" is neither"), "{message}");
+}
+
+#[tokio::test]
 async fn namespaces_of_the_host_and_users_are_refused_by_field() {
     let t = Fixture::new().await;
     let with = |options: cri::NamespaceOption| {
