@@ -62,6 +62,10 @@ impl VirtioDevice for Recorder {
         Ok(())
     }
 
+    fn queues(&self) -> Option<&[Queue]> {
+        self.active.as_ref().map(|active| active.queues.as_slice())
+    }
+
     fn reset(&mut self) {
         self.active = None;
         self.resets += 1;
