@@ -16,6 +16,7 @@ mod cli;
 mod containers;
 mod control;
 mod failures;
+mod fork;
 mod leaks;
 mod lifecycle;
 mod network;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
     let mut trials = cli::trials();
+    trials.extend(fork::trials());
     for client in [Client::Ctr, Client::Nerdctl] {
         let cases = [
             containers::CASES,

@@ -347,9 +347,9 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_not_kvm_is_named() {
-        let config = VmConfig { fds: vec![FdRole::Kvm], ..config() };
+        let config = VmConfig { fds: vec![FdRole::Kvm, FdRole::Kernel], ..config() };
         let outbox = Outbox::new(Arc::new(Channel::new(null())));
-        let error = build(&config, vec![null()], &outbox, &mut Marks::new()).unwrap_err();
+        let error = build(&config, vec![null(), null()], &outbox, &mut Marks::new()).unwrap_err();
         assert!(error.to_string().contains("not an open /dev/kvm"), "{error}");
     }
 }

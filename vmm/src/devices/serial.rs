@@ -180,4 +180,31 @@ mod tests {
         console.write(0, b'x');
         assert_ne!(console.read(5) & 0x20, 0, "the transmitter stays ready");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_saved_console_is_restored_as_it_was(
+            writes in proptest::collection::vec((0..8u8, proptest::prelude::any::<u8>()), 0..40),
+        ) {
+            let (_output, mut console) = console_on_pipe();
+            for (register, value) in writes {
+                console.write(register, value);
+            }
+            let saved = console.save().unwrap();
+            let saved: ConsoleState = postcard::from_bytes(&postcard::to_allocvec(&saved).unwrap()).unwrap();
+            let (_output, mut copy) = console_on_pipe();
+            assert_eq!(copy.restore(&saved), Ok(()));
+            assert_eq!(copy.save().unwrap(), saved);
+            for register in 1..8 {
+                assert_eq!(copy.read(register), console.read(register), "register {register}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_console_with_more_input_than_it_holds_is_refused() {
+        let (_output, mut console) = console_on_pipe();
+        let state = ConsoleState { input: vec![0; 1000], ..console.save().unwrap() };
+        assert!(matches!(console.restore(&state), Err(PersistError::Impossible(_))));
+    }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// Interrupt controllers and clock.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct VmState {
     chips: [kvm_irqchip; CHIPS.len()],
     /// Nanoseconds of the guest's KVM clock.
