@@ -114,7 +114,7 @@ pub enum Action {
     /// Lets the CPUs of a paused VM run on.
     Resume,
     /// Saves the paused VM, which stays paused, into this message's two descriptors: its state and its memory, empty regular
-    /// files open for reading and writing. Refused for a VM that has extents, a server for host directories, or added
+    /// files open for writing. Refused for a VM that has extents, a server for host directories, or added
     /// memory. When it fails, the files are of no use.
     Snapshot,
     /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
