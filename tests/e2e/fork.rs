@@ -9,7 +9,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("a_fork_takes_memory_that_is_added", memory_is_added),
     ];
     let trial = |(name, case): (&str, fn())| {
-        Trial::test(format!("vmm::{name}"), move || {
+        Trial::test(format!("monohull::{name}"), move || {
             case();
             Ok(())
         })

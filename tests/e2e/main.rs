@@ -5,7 +5,8 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use monohull_tests::engine::{Client, Engine};
@@ -30,44 +31,59 @@ mod volumes;
 /// A test of one engine.
 type Case = (&'static str, fn(&Engine));
 
+/// What depends on the engine: the versions of its API, and its client's ways.
+const WITH_BOTH: [&[Case]; 9] = [
+    containers::CASES,
+    processes::CASES,
+    control::CASES,
+    stdio::CASES,
+    pods::CASES,
+    sandbox::CASES,
+    lifecycle::CASES,
+    failures::CASES,
+    leaks::CASES,
+];
+/// What the engine has no part in runs with one of them.
+const WITH_CTR: [&[Case]; 5] =
+    [network::CASES, resources::CASES, volumes::CASES, bad_input::CASES, budget::CASES];
+const WITH_NERDCTL: [&[Case]; 1] = [network::NERDCTL_CASES];
+
+/// How many of the slowest tests are listed.
+const SLOWEST: usize = 10;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One machine, few cores, and leaks are counted: never two at once.
     arguments.test_threads = Some(1);
+    let times = Arc::new(Mutex::new(Vec::new()));
     let mut trials = cli::trials();
     trials.extend(fork::trials());
-    for client in [Client::Ctr, Client::Nerdctl] {
-        let cases = [
-            containers::CASES,
-            processes::CASES,
-            control::CASES,
-            stdio::CASES,
-            pods::CASES,
-            resources::CASES,
-            sandbox::CASES,
-            lifecycle::CASES,
-            failures::CASES,
-            bad_input::CASES,
-            volumes::CASES,
-            budget::CASES,
-            leaks::CASES,
-            match client {
-                Client::Ctr => network::CASES,
-                Client::Nerdctl => network::NERDCTL_CASES,
-            },
-        ];
+    for (client, own) in [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])] {
         // Started by the first test that needs it, ended with the last.
         let engine = Arc::new(Lazy::new(client));
-        for &(name, case) in cases.into_iter().flatten() {
-            let engine = engine.clone();
-            trials.push(Trial::test(format!("{}::{name}", client.name()), move || {
-                case(engine.get()?);
+        for &(name, case) in WITH_BOTH.iter().chain(own).copied().flatten() {
+            let (engine, times) = (engine.clone(), times.clone());
+            let name = format!("{}::{name}", client.name());
+            trials.push(Trial::test(name.clone(), move || {
+                let engine = engine.get()?;
+                let start = Instant::now();
+                case(engine);
+                times.lock().unwrap_or_else(PoisonError::into_inner).push((start.elapsed(), name));
                 Ok(())
             }));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     conclusion.exit_code()
+}
+
+/// Says where a suite's time went.
+fn print_slowest(times: &mut [(Duration, String)]) {
+    times.sort_by(|a, b| b.cmp(a));
+    for (time, name) in times.iter().take(SLOWEST) {
+        println!("{:6.1} s  {name}", time.as_secs_f64());
+    }
 }
 
 /// An engine that starts when it is first used.
