@@ -1,12 +1,16 @@
 //! Snapshots of a pod's guest, by the bare VMM.
 
+use std::process::Command;
+
 use libtest_mimic::Trial;
+use monohull_tests::engine::finish;
 use monohull_tests::vm::Guest;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 2] = [
+    let cases: [(&str, fn()); 3] = [
         ("a_guest_that_is_ready_is_forked_and_each_fork_answers", forks_answer),
         ("a_fork_takes_memory_that_is_added", memory_is_added),
+        ("the_vmm_passes_its_own_tests_on_this_hosts_kvm", own_tests),
     ];
     let trial = |(name, case): (&str, fn())| {
         Trial::test(format!("monohull::{name}"), move || {
@@ -22,6 +26,14 @@ fn assert_answers(guest: &mut Guest) {
     let answer = guest.create_sandbox().expect("an answer of the agent");
     let text = String::from_utf8_lossy(&answer);
     assert!(text.contains("-monohull"), "{text:?}");
+}
+
+/// The VMM's tests with guests of a few instructions, which `make unit` runs on whatever KVM the developer has.
+fn own_tests() {
+    for program in ["/opt/tests/vmm-machine", "/opt/tests/vmm-snapshot"] {
+        let output = finish(&mut Command::new(program));
+        assert_eq!(output.code(), 0, "{program}: {}", output.text());
+    }
 }
 
 fn forks_answer() {

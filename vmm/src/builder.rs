@@ -98,10 +98,10 @@ impl Origin {
             (Some(state), Some(memory)) => (state, memory),
             _ => return Err(BuildError::Config("a snapshot has both a state and a memory file".to_owned())),
         };
-        let idle = !config.cmdline.is_empty()
+        let superfluous = !config.cmdline.is_empty()
             || fds.find(FdRole::Kernel).is_some()
             || fds.find(FdRole::Initramfs).is_some();
-        if idle {
+        if superfluous {
             let text = "a VM that starts from a snapshot has no kernel, initramfs or command line of its own";
             return Err(BuildError::Config(text.to_owned()));
         }

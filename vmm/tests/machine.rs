@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm};
 use monohull_vmm::ipc::Channel;
@@ -14,7 +13,7 @@ use monohull_vmm::ipc::Channel;
 mod guests;
 mod vm;
 
-use vm::{Setup, elf, file, wait};
+use vm::{Setup, binary, elf, file, wait};
 
 #[test]
 fn a_guest_that_prints_and_resets_has_shut_down() {
@@ -77,7 +76,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
     let config = Setup::new(&guests::HALT);
     let fds: Vec<BorrowedFd<'_>> = config.fds.iter().map(AsFd::as_fd).collect();
     // Started by hand, without a death signal: only the socket ties it to this process.
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
+    let mut child = guests::spawn_with_control(binary(), theirs.into());
     channel.send(&config.config, &fds).unwrap();
     let (message, _) = channel.receive::<FromVmm>().unwrap().unwrap();
     assert!(matches!(message, FromVmm::Event(Event::Started { .. })));
@@ -90,7 +89,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
 #[test]
 fn a_vmm_whose_owner_goes_before_the_configuration_ends() {
     let (channel, theirs) = Channel::pair().unwrap();
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
+    let mut child = guests::spawn_with_control(binary(), theirs.into());
     drop(channel);
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
@@ -210,8 +209,7 @@ fn bad_files_are_refused_with_what_they_should_be() {
 #[test]
 fn the_binary_explains_itself_when_started_by_hand() {
     let run = |args: &[&str]| {
-        let binary = env!("CARGO_BIN_EXE_monohull-vmm");
-        std::process::Command::new(binary).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+        std::process::Command::new(binary()).args(args).stdin(std::process::Stdio::null()).output().unwrap()
     };
     let version = run(&["--version"]);
     assert_eq!(version.stdout, format!("monohull-vmm {}\n", env!("CARGO_PKG_VERSION")).as_bytes());

@@ -58,8 +58,7 @@ impl Setup {
 
     pub(crate) fn start(self) -> Vm {
         let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
-        let binary = Path::new(env!("CARGO_BIN_EXE_monohull-vmm"));
-        Vm { vmm: Vmm::spawn(binary, &self.config, &fds).unwrap() }
+        Vm { vmm: Vmm::spawn(binary(), &self.config, &fds).unwrap() }
     }
 
     /// Starts the VM and returns how it ended before any CPU ran.
@@ -106,6 +105,12 @@ impl Vm {
         self.expect_started();
         self.end()
     }
+}
+
+/// The program under test: the one just built or, where the tests were brought to another machine, the installed one.
+pub(crate) fn binary() -> &'static Path {
+    let built = Path::new(env!("CARGO_BIN_EXE_monohull-vmm"));
+    if built.exists() { built } else { Path::new("/usr/libexec/monohull/monohull-vmm") }
 }
 
 pub(crate) fn wait(fd: BorrowedFd<'_>) {
