@@ -81,11 +81,11 @@ impl Guest {
 
     /// Takes all CPUs out of the guest, then serves what they had asked the disks for.
     pub(crate) fn stop(&mut self) {
-        let Activity::Running { cpus, disks } =
-            std::mem::replace(&mut self.activity, Activity::Paused { cpus: Vec::new() })
-        else {
+        if matches!(self.activity, Activity::Paused { .. }) {
             return;
-        };
+        }
+        let nothing = Activity::Paused { cpus: Vec::new() };
+        let Activity::Running { cpus, disks } = std::mem::replace(&mut self.activity, nothing) else { return };
         // A panic ends the process; a CPU without a thread does not come up elsewhere.
         let cpus = cpus.into_iter().filter_map(Vcpu::stop).collect();
         disks.finish();

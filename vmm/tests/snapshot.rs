@@ -8,7 +8,7 @@ use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm};
+use monohull_vmm::api::{Action, Done, ExitReason, FdRole};
 
 mod guests;
 mod vm;
@@ -235,21 +235,4 @@ fn snapshots_that_do_not_fit_are_refused_before_a_cpu_runs() {
     assert!(snapshot.setup().refusal().contains("damaged"));
     snapshot.state.set_len(len - 1).unwrap();
     assert!(snapshot.setup().refusal().contains("the state file has"));
-}
-
-#[test]
-fn a_guest_that_ended_while_it_was_to_be_paused_is_told_as_ended() {
-    let vm = Setup::new(&guests::print_and_reset(b"")).start();
-    vm.expect_started();
-    // It resets at about this time: either way it ends, and the owner learns how.
-    let mut reason = None;
-    vm.vmm.send(&monohull_vmm::api::Request { id: 7, action: Action::Pause }, &[]).ok();
-    while let Some(message) = vm.next() {
-        if let FromVmm::Event(Event::Exited { reason: told }) = message {
-            reason = Some(told);
-        } else {
-            vm.vmm.send(&monohull_vmm::api::Request { id: 7, action: Action::Resume }, &[]).ok();
-        }
-    }
-    assert_eq!(reason, Some(ExitReason::GuestShutdown));
 }

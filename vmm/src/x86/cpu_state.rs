@@ -22,6 +22,9 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
 /// Registers of KVM's own, `MSR_KVM_*` and those of its relatives: not all of them list what they have.
 const PARAVIRTUAL: std::ops::RangeInclusive<u32> = 0x4b56_4d00..=0x4b56_4dff;
 
+/// Most registers that KVM takes at once: fewer than MAX_IO_MSRS (arch/x86/kvm/x86.c).
+const BATCH: usize = KVM_MAX_MSR_ENTRIES - 1;
+
 /// A CPU.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct CpuState {
@@ -59,7 +62,7 @@ impl MsrList {
         let mut found = Vec::with_capacity(self.0.len());
         let mut rest = self.0.as_slice();
         while !rest.is_empty() {
-            let batch = rest.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(rest);
+            let batch = rest.get(..BATCH).unwrap_or(rest);
             let entries: Vec<_> =
                 batch.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
             let mut msrs = entries_of(&entries)?;
@@ -133,7 +136,7 @@ fn expire_soon(msrs: &mut [kvm_msr_entry]) {
 fn write(cpu: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     let mut rest = msrs;
     while !rest.is_empty() {
-        let batch = rest.get(..KVM_MAX_MSR_ENTRIES).unwrap_or(rest);
+        let batch = rest.get(..BATCH).unwrap_or(rest);
         let set = cpu.set_msrs(&entries_of(batch)?).map_err(cant("restore model-specific registers"))?;
         rest = rest.get(set..).unwrap_or_default();
         if set < batch.len()
