@@ -80,8 +80,7 @@ impl Guest {
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(_, fd)| fd.as_fd()).collect();
         let (begun, begun_us) = (Instant::now(), monotonic_us()?);
         let vmm = Vmm::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
-        let mut guest =
-            Self { vmm, _vsock: vsock, agent: None, begun, begun_us, cpus_run: Duration::ZERO };
+        let mut guest = Self { vmm, _vsock: vsock, agent: None, begun, begun_us, cpus_run: Duration::ZERO };
         match guest.next()? {
             FromVmm::Event(Event::Started { marks }) => {
                 let last = marks.last().map_or(begun_us, |(_, us)| *us);
@@ -92,22 +91,18 @@ impl Guest {
         }
     }
 
-    /// The next message but those of connections, of which the agent's is kept.
+    /// The next message. The agent's connection is kept.
     fn next(&mut self) -> io::Result<FromVmm> {
-        loop {
-            if poll(&mut [PollFd::new(self.vmm.socket(), PollFlags::POLLIN)], PollTimeout::from(PATIENCE_MS))? == 0 {
-                return Err(io::Error::other("the VM is silent"));
-            }
-            let gone = || io::Error::other("the VMM has gone without a word");
-            let (message, fds) = self.vmm.receive()?.ok_or_else(gone)?;
-            match message {
-                FromVmm::Event(Event::GuestConnected { port: AGENT_PORT }) => {
-                    self.agent = fds.into_iter().next().map(UnixStream::from);
-                    return Ok(message);
-                }
-                other => return Ok(other),
-            }
+        let mut ready = [PollFd::new(self.vmm.socket(), PollFlags::POLLIN)];
+        if poll(&mut ready, PollTimeout::from(PATIENCE_MS))? == 0 {
+            return Err(io::Error::other("the VM is silent"));
         }
+        let gone = || io::Error::other("the VMM has gone without a word");
+        let (message, fds) = self.vmm.receive()?.ok_or_else(gone)?;
+        if matches!(message, FromVmm::Event(Event::GuestConnected { port: AGENT_PORT })) {
+            self.agent = fds.into_iter().next().map(UnixStream::from);
+        }
+        Ok(message)
     }
 
     /// Waits until the agent has connected.
@@ -170,7 +165,8 @@ impl Guest {
     pub fn snapshot(&mut self) -> io::Result<(Snapshot, Saved)> {
         self.ask(Action::Pause, &[])?;
         let directory = tempfile::tempdir_in("/dev/shm")?;
-        let create = |name| File::options().read(true).write(true).create_new(true).open(directory.path().join(name));
+        let create =
+            |name| File::options().read(true).write(true).create_new(true).open(directory.path().join(name));
         let snapshot = Snapshot { state: create("state")?, memory: create("memory")? };
         match self.ask(Action::Snapshot, &[snapshot.state.as_fd(), snapshot.memory.as_fd()])? {
             Done::Saved(saved) => Ok((snapshot, saved)),
@@ -193,7 +189,8 @@ fn create_sandbox_request() -> Vec<u8> {
     // id, hostname, entropy, realtime_ns (a varint of 1 << 60), cpus.
     let realtime = [4 << 3, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
     let sandbox =
-        [field(1, b"fork"), field(2, b"fork"), field(3, &[7; 32]), realtime.to_vec(), vec![7 << 3, 1]].concat();
+        [field(1, b"fork"), field(2, b"fork"), field(3, &[7; 32]), realtime.to_vec(), vec![7 << 3, 1]]
+            .concat();
     let request =
         [field(1, b"monohull.agent.v1.Agent"), field(2, b"CreateSandbox"), field(3, &sandbox)].concat();
     let mut frame = Vec::from((request.len() as u32).to_be_bytes());

@@ -143,8 +143,7 @@ pub(crate) fn build(
     match origin {
         Origin::Boot { mut kernel, mut initramfs } => {
             let cmdline = cmdline::build(transports.len() as u32, console.is_some(), &config.cmdline)?;
-            let payload =
-                Payload { kernel: &mut kernel, initramfs: initramfs.as_mut(), cmdline: &cmdline };
+            let payload = Payload { kernel: &mut kernel, initramfs: initramfs.as_mut(), cmdline: &cmdline };
             load(&memory, config, payload, &cpus)?;
             marks.note("kernel loaded");
         }

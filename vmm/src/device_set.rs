@@ -151,7 +151,10 @@ impl DeviceSet {
             let error = PersistError::Impossible("there are more or fewer than the VM has");
             return Err(SnapshotError::Device("network interfaces", error));
         }
-        self.nics.iter().zip(&state.nics).try_for_each(|(nic, state)| restore("network interface", nic, state))
+        self.nics
+            .iter()
+            .zip(&state.nics)
+            .try_for_each(|(nic, state)| restore("network interface", nic, state))
     }
 }
 
@@ -163,10 +166,6 @@ fn save<D: Persist>(name: &'static str, device: &Mutex<D>) -> Result<D::State, S
     crate::lock(device).save().map_err(|error| SnapshotError::Device(name, error))
 }
 
-fn restore<D: Persist>(
-    name: &'static str,
-    device: &Mutex<D>,
-    state: &D::State,
-) -> Result<(), SnapshotError> {
+fn restore<D: Persist>(name: &'static str, device: &Mutex<D>, state: &D::State) -> Result<(), SnapshotError> {
     crate::lock(device).restore(state).map_err(|error| SnapshotError::Device(name, error))
 }

@@ -85,7 +85,9 @@ impl Guest {
             return;
         }
         let nothing = Activity::Paused { cpus: Vec::new() };
-        let Activity::Running { cpus, disks } = std::mem::replace(&mut self.activity, nothing) else { return };
+        let Activity::Running { cpus, disks } = std::mem::replace(&mut self.activity, nothing) else {
+            return;
+        };
         // A panic ends the process; a CPU without a thread does not come up elsewhere.
         let cpus = cpus.into_iter().filter_map(Vcpu::stop).collect();
         disks.finish();
@@ -97,7 +99,8 @@ impl Guest {
         let Built { vm, bus, devices, shape, .. } = &self.built;
         // First what may be refused.
         let devices = devices.save()?;
-        let transports = bus.save_transports().map_err(|error| SnapshotError::Device("virtio devices", error))?;
+        let transports =
+            bus.save_transports().map_err(|error| SnapshotError::Device("virtio devices", error))?;
         let console = bus.save_console().map_err(|error| SnapshotError::Device("console", error))?;
         let host = vm.host(cpus)?;
         let (vm, cpus) = vm.save(cpus)?;

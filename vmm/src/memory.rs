@@ -146,7 +146,12 @@ fn advise(memory: NonNull<u8>, len: usize, huge_pages: bool) -> io::Result<NonNu
 /// # Safety
 ///
 /// `memory` must point to `len` readable and writable bytes of a private mapping that is never unmapped.
-unsafe fn as_region(memory: NonNull<u8>, start: u64, len: usize, kind: libc::c_int) -> io::Result<GuestRegionMmap> {
+unsafe fn as_region(
+    memory: NonNull<u8>,
+    start: u64,
+    len: usize,
+    kind: libc::c_int,
+) -> io::Result<GuestRegionMmap> {
     let flags = MAP_PRIVATE | MAP_NORESERVE | kind;
     // SAFETY: as the caller promises.
     let mapping = unsafe { MmapRegion::build_raw(memory.as_ptr(), len, PROT_READ | PROT_WRITE, flags) };

@@ -7,13 +7,15 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::virtio::{GuestMemory, VirtioDevice};
 use crate::snapshot::Host;
+use crate::virtio::{GuestMemory, VirtioDevice};
 use crate::x86::cpu_state::{CpuState, MsrList};
 use crate::x86::cpuid::{self, Cpu};
 use crate::x86::layout::{KVM_TSS, virtio_address};

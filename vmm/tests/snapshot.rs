@@ -199,7 +199,10 @@ fn what_a_snapshot_can_not_hold_is_refused_by_name_and_the_vm_goes_on() {
     assert_eq!(vm.ask(Action::Pause, &[]), Ok(Done::Ok));
     refused(&[file(b"")], "1 file descriptors, it needs 2");
     refused(&[file(b"x"), file(b"")], "the state file to write is not an empty regular file");
-    refused(&[file(b""), File::open("/dev/null").unwrap()], "the memory file to write is not an empty regular");
+    refused(
+        &[file(b""), File::open("/dev/null").unwrap()],
+        "the memory file to write is not an empty regular",
+    );
     assert_eq!(ask(&files()), Ok(()));
     assert_eq!(vm.ask(Action::SetMemory { mib: 2 }, &[]), Ok(Done::Memory { plugged_mib: 0 }));
     refused(&files(), "128 MiB of added memory");

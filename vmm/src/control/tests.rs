@@ -163,11 +163,7 @@ fn refusals_name_what_was_asked_and_why() {
             &[null.as_fd()],
             "can't make a snapshot of the VM: the request has 1 file descriptors, it needs 2",
         ),
-        (
-            Action::Snapshot,
-            &[null.as_fd(), null.as_fd()],
-            "can't make a snapshot of the VM: it runs",
-        ),
+        (Action::Snapshot, &[null.as_fd(), null.as_fd()], "can't make a snapshot of the VM: it runs"),
         (
             Action::AttachFs,
             &[null.as_fd()],

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vm_superio::serial::NoEvents;
 use serde::{Deserialize, Serialize};
+use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use crate::api::{Saved, VmConfig};
+use crate::device_set::{DeviceSet, DevicesState};
 use crate::devices::random;
 use crate::devices::serial::ConsoleState;
-use crate::device_set::{DeviceSet, DevicesState};
 use crate::persist::{Persist, PersistError};
 use crate::virtio::MmioTransport;
 use crate::virtio::mmio::TransportState;
@@ -182,7 +182,9 @@ pub(crate) enum SnapshotError {
         index: u32,
     },
     /// Another clock.
-    #[error("the snapshot's time stamp counter ran at {was} kHz, this host's runs at {is} kHz; make it anew here")]
+    #[error(
+        "the snapshot's time stamp counter ran at {was} kHz, this host's runs at {is} kHz; make it anew here"
+    )]
     Tsc {
         /// In the snapshot.
         was: u32,
@@ -245,7 +247,9 @@ impl State {
             return Err(SnapshotError::Contradiction { what: "virtio devices", found, said });
         }
         for (transport, state) in transports.iter_mut().zip(&self.transports) {
-            transport.restore(state).map_err(|error| SnapshotError::Device("registers of a device", error))?;
+            transport
+                .restore(state)
+                .map_err(|error| SnapshotError::Device("registers of a device", error))?;
         }
         devices.restore(&self.devices)
     }

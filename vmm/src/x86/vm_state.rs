@@ -1,7 +1,9 @@
 //! What KVM keeps of a VM beside its CPUs: interrupt controllers and clock.
 #![forbid(unsafe_code)]
 
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+};
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +29,9 @@ pub(crate) enum StateError {
         source: kvm_ioctls::Error,
     },
     /// A register that this KVM has not told of.
-    #[error("the state file sets model-specific register {0:#x}, which this host's KVM does not save; make the snapshot anew here")]
+    #[error(
+        "the state file sets model-specific register {0:#x}, which this host's KVM does not save; make the snapshot anew here"
+    )]
     UnknownMsr(u32),
     /// A register that does not take its value.
     #[error("KVM refuses value {value:#x} for model-specific register {index:#x}")]

@@ -34,10 +34,7 @@ const TRANSPORT_RESET: u32 = 0;
 #[derive(Debug)]
 enum State {
     Inactive,
-    Active {
-        driver: Active,
-        reset: Reset,
-    },
+    Active { driver: Active, reset: Reset },
 }
 
 /// How far the guest is with a reset of its transport.

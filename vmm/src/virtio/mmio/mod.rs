@@ -291,7 +291,8 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
-        let activated = self.active().is_ok_and(|active| crate::lock(&self.device.0).activate(active).is_ok());
+        let activated =
+            self.active().is_ok_and(|active| crate::lock(&self.device.0).activate(active).is_ok());
         if !activated {
             self.interrupt.needs_reset();
         }

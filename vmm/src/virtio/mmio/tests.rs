@@ -1,6 +1,6 @@
 use super::*;
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use crate::persist::Persist;
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
