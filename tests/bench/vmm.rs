@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use monohull_tests::vm::{Guest, Start};
 use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig};
@@ -38,6 +38,9 @@ pub(crate) fn exec_to_exit() -> io::Result<()> {
     Ok(())
 }
 
+/// When a step of a start was done.
+type Step = fn(&Start) -> Duration;
+
 /// A pod's guest, booted and forked in turn, from the VMM's exec to the agent's answer.
 pub(crate) fn forks() -> io::Result<()> {
     let mut original = Guest::boot()?;
@@ -57,7 +60,7 @@ pub(crate) fn forks() -> io::Result<()> {
     }
     let mut table = Table::new(&["1 vCPU, 128 MiB, ms", "min", "median", "max"]);
     for (name, starts) in [("cold boot", &boots), ("fork", &forks)] {
-        let steps: [(&str, fn(&Start) -> std::time::Duration); 3] = [
+        let steps: [(&str, Step); 3] = [
             ("CPUs run", |start| start.cpus_run),
             ("agent connected", |start| start.agent_ready),
             ("agent has answered", |start| start.answered),

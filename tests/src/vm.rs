@@ -66,6 +66,7 @@ impl Guest {
         let directory = tempfile::tempdir()?;
         let vsock = UnixListener::bind(directory.path().join("vsock"))?;
         files.push((FdRole::Kvm, File::options().read(true).write(true).open("/dev/kvm")?.into()));
+        files.push((FdRole::Console, io::stderr().as_fd().try_clone_to_owned()?)); // TEMPORARY
         files.push((FdRole::Vsock, vsock.try_clone()?.into()));
         let config = VmConfig {
             name: "bare".into(),
@@ -115,12 +116,20 @@ impl Guest {
         Ok(())
     }
 
-    /// Asks the agent for a sandbox, over the connection it has opened. Returns its answer, a ttrpc response as it is.
+    /// Asks the agent for a sandbox. Returns its answer, a ttrpc response as it is.
     pub fn create_sandbox(&mut self) -> io::Result<Vec<u8>> {
+        // id, hostname, entropy, realtime_ns (a varint of 1 << 60), cpus.
+        let realtime = [4 << 3, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
+        let fields = [field(1, b"fork"), field(2, b"fork"), field(3, &[7; 32])].concat();
+        self.call("CreateSandbox", &[&fields[..], &realtime, &[7 << 3, 1]].concat())
+    }
+
+    /// Makes a call to the agent, over the connection it has opened.
+    fn call(&mut self, method: &str, payload: &[u8]) -> io::Result<Vec<u8>> {
         self.wait_for_agent()?;
         let agent = self.agent.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         agent.set_read_timeout(Some(Duration::from_millis(PATIENCE_MS.into())))?;
-        agent.write_all(&create_sandbox_request())?;
+        agent.write_all(&request(method, payload))?;
         let mut header = [0; 10];
         agent.read_exact(&mut header)?;
         let [l0, l1, l2, l3, ..] = header;
@@ -162,7 +171,10 @@ impl Guest {
     }
 
     /// Pauses the VM and saves it into memory files. It stays paused.
+    ///
+    /// The agent has answered something before: a connection that it is still making would fail in the copies.
     pub fn snapshot(&mut self) -> io::Result<(Snapshot, Saved)> {
+        self.call("Stats", &[])?;
         self.ask(Action::Pause, &[])?;
         let directory = tempfile::tempdir_in("/dev/shm")?;
         let create =
@@ -180,19 +192,15 @@ fn monotonic_us() -> io::Result<u64> {
     u64::try_from(Duration::from(now).as_micros()).map_err(io::Error::other)
 }
 
-/// A ttrpc request for `CreateSandbox`: a header of length, stream and type, then a `Request` in protobuf.
-fn create_sandbox_request() -> Vec<u8> {
-    /// A field of bytes: its number and kind, its length (below 128), the bytes.
-    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-        [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
-    }
-    // id, hostname, entropy, realtime_ns (a varint of 1 << 60), cpus.
-    let realtime = [4 << 3, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
-    let sandbox =
-        [field(1, b"fork"), field(2, b"fork"), field(3, &[7; 32]), realtime.to_vec(), vec![7 << 3, 1]]
-            .concat();
+/// A field of bytes in protobuf: its number and kind, its length (below 128), the bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+}
+
+/// A ttrpc request: a header of length, stream and type, then a `Request` in protobuf.
+fn request(method: &str, payload: &[u8]) -> Vec<u8> {
     let request =
-        [field(1, b"monohull.agent.v1.Agent"), field(2, b"CreateSandbox"), field(3, &sandbox)].concat();
+        [field(1, b"monohull.agent.v1.Agent"), field(2, method.as_bytes()), field(3, payload)].concat();
     let mut frame = Vec::from((request.len() as u32).to_be_bytes());
     frame.extend(1u32.to_be_bytes());
     frame.extend([1, 0]);
