@@ -50,6 +50,8 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
 	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
+	@for test in machine snapshot; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
+		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio

@@ -20,6 +20,7 @@ mod containers;
 mod control;
 mod cri;
 mod failures;
+mod fork;
 mod leaks;
 mod lifecycle;
 mod matrix;
@@ -64,7 +65,8 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let matrix = release().is_some();
     let times = Arc::new(Mutex::new(Vec::new()));
-    let mut trials = if matrix { Vec::new() } else { cli::trials() };
+    let mut trials =
+        if matrix { Vec::new() } else { cli::trials().into_iter().chain(fork::trials()).collect() };
     let engines =
         [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])].map(|(client, own)| Group {
             name: client.name(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request, Saved};
 use crate::devices;
 use crate::devices::blk::{ImageDisk, RemovedExtent};
 use crate::devices::fs::Fs;
@@ -64,6 +64,18 @@ pub(crate) trait Balloon: Send {
 pub(crate) trait HostDirectories: Send {
     /// Connects it to its server.
     fn attach(&mut self, channel: OwnedFd, memory: File) -> Result<(), DeviceError>;
+}
+
+/// The VM itself, as the owner reaches it.
+pub(crate) trait Machine: Send {
+    /// Stops its CPUs.
+    fn pause(&mut self) -> Result<(), DeviceError>;
+
+    /// Lets its CPUs run on.
+    fn resume(&mut self) -> Result<(), DeviceError>;
+
+    /// Writes what is needed to go on from here into two empty files.
+    fn save(&mut self, state: File, memory: File) -> Result<Saved, DeviceError>;
 }
 
 impl Disk for ImageDisk {
@@ -139,6 +151,8 @@ pub(crate) struct Handles {
     pub fs: Option<Arc<Mutex<dyn HostDirectories>>>,
     /// The memory device.
     pub memory: Option<Arc<Mutex<dyn Memory>>>,
+    /// The VM itself.
+    pub machine: Option<Arc<Mutex<dyn Machine>>>,
 }
 
 impl std::fmt::Debug for Handles {
@@ -239,11 +253,6 @@ impl Control {
     ) -> io::Result<Self> {
         channel.set_nonblocking()?;
         Ok(Self { channel, outbox, handles, ending })
-    }
-
-    /// The sending half.
-    pub(crate) fn outbox(&self) -> Outbox {
-        self.outbox.clone()
     }
 
     /// Sends and receives until neither is possible, as an edge-triggered event demands.
@@ -354,9 +363,28 @@ impl Control {
                     .map_err(|error| failed(&crate::describe(error.as_ref())))?;
                 Ok(Done::Memory { plugged_mib })
             }
+            Action::Pause => self.machine("pause", |machine| machine.pause().map(|()| Done::Ok)),
+            Action::Resume => self.machine("resume", |machine| machine.resume().map(|()| Done::Ok)),
+            Action::Snapshot => {
+                let [state, memory] =
+                    exactly(fds).map_err(|why| format!("can't make a snapshot of the VM: {why}"))?;
+                self.machine("make a snapshot of", |machine| {
+                    machine.save(state.into(), memory.into()).map(Done::Saved)
+                })
+            }
             // Answered when it is done, see `answer`.
             Action::RemoveExtent { .. } | Action::Stop => Ok(Done::Ok),
         }
+    }
+
+    fn machine(
+        &self,
+        doing: &str,
+        act: impl FnOnce(&mut dyn Machine) -> Result<Done, DeviceError>,
+    ) -> Result<Done, String> {
+        let machine = self.handles.machine.as_ref().ok_or_else(|| format!("can't {doing} the VM"))?;
+        act(&mut *crate::lock(machine))
+            .map_err(|error| format!("can't {doing} the VM: {}", crate::describe(error.as_ref())))
     }
 }
 

@@ -11,6 +11,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -46,7 +47,7 @@ const RANGE_WORK: usize = 64 << 10;
 /// extents, and whatever would change a read-only one.
 #[derive(Debug)]
 pub struct ImageDisk {
-    extents: Extents,
+    pub(super) extents: Extents,
     queues: Queues,
     interrupt: Option<Interrupt>,
 }
@@ -190,6 +191,10 @@ impl VirtioDevice for ImageDisk {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.queues.activate(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.queues.queues()
     }
 
     fn reset(&mut self) {

@@ -118,6 +118,11 @@ impl Extents {
         Ok(extent)
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
+    }
+
     /// The size of the disk in sectors. Never 0, not even without extents: Linux announces no growth of an empty disk
     /// (`set_capacity_and_notify` in block/genhd.c), and the agent waits for the announcement.
     pub(super) fn capacity(&self) -> u64 {

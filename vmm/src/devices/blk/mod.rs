@@ -5,6 +5,7 @@ mod device;
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::hostile::{self, contents, file};
 use super::{BlkError, Extent, ImageDisk};
+use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, NEXT, WRITE, descriptor};
 
@@ -579,4 +580,13 @@ proptest! {
         prop_assert!(driver.canaries_live());
         prop_assert_eq!(contents(&image), model);
     }
+}
+
+#[test]
+fn a_disk_with_extents_is_not_saved() {
+    let mut disk = ImageDisk::new().unwrap();
+    assert_eq!(disk.save(), Ok(()));
+    disk.add_extent(file(&[0; 512]), true).unwrap();
+    let error = disk.save().unwrap_err().to_string();
+    assert!(error.contains("it has 1 extents"), "{error}");
 }
