@@ -88,7 +88,7 @@ guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minut
 	@agent/tests/in-guest
 
 e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
-	@for part in $(or $(FILTER),monohull:: ctr:: nerdctl::); do tests/run e2e $$part; done
+	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e $$part; done
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest
