@@ -138,7 +138,8 @@ impl Engine {
         Self::start_with(client, |_| Ok(String::new()))
     }
 
-    /// [`Self::start`] with more in its configuration (TOML), which `configure` makes, given [`Self::scratch`].
+    /// [`Self::start`] with more in its configuration (TOML), which `configure` makes, given [`Self::scratch`]. Programs
+    /// that it puts into `bin` there are the first that containerd finds.
     pub fn start_with(
         client: Client,
         configure: impl FnOnce(&Path) -> io::Result<String>,
@@ -167,9 +168,9 @@ impl Engine {
              [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
             root = dir.path().display()
         );
+        fs::create_dir(dir.path().join("bin"))?;
         text.push_str(&tail(dir.path())?);
         fs::write(dir.path().join("config.toml"), text)?;
-        fs::create_dir(dir.path().join("bin"))?;
         let daemon = spawn_daemon(client, dir.path())?;
         let engine = Self { client, daemon, dir };
         engine.wait_until_ready()?;
