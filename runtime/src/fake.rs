@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -75,8 +75,7 @@ impl Host {
             "#!/bin/sh\nFAKE_MODE={mode:?} FAKE_DIR={dir} exec {} --exact fake::process --ignored --nocapture\n",
             exe.display()
         );
-        fs::write(host.path().join("vmm"), script).unwrap();
-        fs::set_permissions(host.path().join("vmm"), fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&host.path().join("vmm"), &script);
         fs::write(host.path().join("kernel"), "").unwrap();
         fs::write(host.path().join("image"), [0; 4096]).unwrap();
         host
@@ -100,6 +99,16 @@ impl Host {
     pub(crate) fn calls(&self) -> Vec<String> {
         fs::read_to_string(self.path().join("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
+}
+
+/// Makes an executable script. A process of its own writes it: were it open for writing in this one, a process that
+/// another test forks meanwhile would have it open, too, and executing it would fail (ETXTBSY).
+pub(crate) fn write_program(path: &Path, script: &str) {
+    let mut writer = Command::new("sh");
+    writer.args(["-c", r#"cat > "$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
 }
 
 /// Not a test: the fake VMM's main function.

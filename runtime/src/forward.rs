@@ -10,7 +10,6 @@ mod bpf;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use monohull_protocol::FORWARD_PORT;
@@ -46,8 +45,7 @@ pub(crate) enum ForwardError {
 #[derive(Debug)]
 pub(crate) struct Forward {
     listener: TcpListener,
-    /// Detaches the program.
-    _link: OwnedFd,
+    _link: bpf::Link,
 }
 
 impl Forward {
@@ -221,6 +219,27 @@ mod tests {
         in_new_namespace(async || {
             let error = talk((Ipv4Addr::LOCALHOST, 80).into(), 111).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        });
+    }
+
+    #[test]
+    fn the_newest_of_two_forwards_has_the_connections() {
+        in_new_namespace(async || {
+            let _older = Forward::install().unwrap();
+            let address = (Ipv4Addr::LOCALHOST, 80).into();
+            let answer = talk(address, 0).await.unwrap();
+            assert_eq!(answer, [&preamble(address)[..], b"hello"].concat());
+        });
+    }
+
+    #[test]
+    fn a_forward_ends_even_if_a_forked_process_has_its_descriptors() {
+        in_new_namespace(async || {
+            let forward = Forward::install().unwrap();
+            let _inherited = forward._link.duplicate().unwrap();
+            drop(forward);
+            let error = TcpStream::connect((Ipv4Addr::LOCALHOST, 80)).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         });
     }
 

@@ -45,9 +45,9 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 2] = [network::CASES, bad_input::CASES];
-const WITH_NERDCTL: [&[Case]; 5] =
-    [network::NERDCTL_CASES, resources::CASES, volumes::CASES, roots::NERDCTL_CASES, budget::CASES];
+const WITH_CTR: [&[Case]; 5] =
+    [network::CASES, resources::CASES, volumes::CASES, bad_input::CASES, budget::CASES];
+const WITH_NERDCTL: [&[Case]; 2] = [network::NERDCTL_CASES, roots::NERDCTL_CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;

@@ -132,6 +132,7 @@ mod tests {
 
     use super::super::Level;
     use super::*;
+    use crate::fake::write_program;
 
     #[test]
     fn parts_of_another_release_are_a_problem() {
@@ -171,15 +172,11 @@ mod tests {
     fn version_is_what_a_program_prints_even_if_it_fails() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("program");
-        let write = |script: &str| {
-            fs::write(&path, script).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        };
-        write("#!/bin/sh\necho \"$1\"\n");
+        write_program(&path, "#!/bin/sh\necho \"$1\"\n");
         assert_eq!(first_lines(&path, "--version").as_deref(), Some("--version"));
-        write("#!/bin/sh\necho 1.5; exit 3\n");
+        write_program(&path, "#!/bin/sh\necho 1.5; exit 3\n");
         assert_eq!(first_lines(&path, "--version").as_deref(), Some("1.5"));
-        write("#!/bin/sh\nexit 0\n");
+        write_program(&path, "#!/bin/sh\nexit 0\n");
         assert_eq!(first_lines(&path, "--version"), None);
     }
 }

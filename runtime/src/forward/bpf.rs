@@ -8,13 +8,16 @@
 //!         __u32 key = 0;
 //!         struct bpf_sock *socket = bpf_map_lookup_elem(&map, &key);
 //!         if (socket) {
-//!             bpf_sk_assign(context, socket, 0);
+//!             bpf_sk_assign(context, socket, BPF_SK_LOOKUP_F_REPLACE);
 //!             bpf_sk_release(socket);
 //!         }
 //!     }
 //!     return SK_PASS;
 //! }
 //! ```
+//!
+//! Programs run in the order in which they were attached. Without the flag the first one's choice would stand: that of a
+//! pod which was in this namespace before, for as long as a process that it has forked holds its descriptors.
 #![allow(unsafe_code)] // bpf(2) has no wrapper: one call, with structures that live as long as it.
 
 use std::fs::File;
@@ -28,6 +31,7 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
 const BPF_SK_LOOKUP: u32 = 36;
@@ -37,6 +41,7 @@ const MAP_LOOKUP_ELEM: i32 = 1;
 const SK_RELEASE: i32 = 86;
 const SK_ASSIGN: i32 = 124;
 const SK_PASS: i32 = 1;
+const BPF_SK_LOOKUP_F_REPLACE: i32 = 1;
 const IPPROTO_TCP: i32 = 6;
 
 /// Part of `union bpf_attr` for each command.
@@ -81,9 +86,34 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// Gives all TCP connections to any local port of this thread's network namespace to `listener`, for as long as the
-/// descriptor that is returned is open.
-pub(super) fn give_connections_to(listener: &impl AsFd) -> io::Result<OwnedFd> {
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
+}
+
+/// A program's attachment to a namespace, which ends when this is dropped: a process that was forked and still has the
+/// descriptor does not prolong it.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+#[cfg(test)]
+impl Link {
+    /// What a forked process has.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It fails if the namespace is gone, and the attachment with it.
+        let _ = bpf(BPF_LINK_DETACH, &LinkDetach { link: number(&self.0) });
+    }
+}
+
+/// Gives all TCP connections to any local port of this thread's network namespace to `listener`, until the link is
+/// dropped.
+pub(super) fn give_connections_to(listener: &impl AsFd) -> io::Result<Link> {
     let map = map()?;
     let key = 0_u32;
     let value = u64::from(number(&listener.as_fd()));
@@ -99,7 +129,7 @@ pub(super) fn give_connections_to(listener: &impl AsFd) -> io::Result<OwnedFd> {
         attach_type: BPF_SK_LOOKUP,
         flags: 0,
     };
-    made(bpf(BPF_LINK_CREATE, &link)?)
+    Ok(Link(made(bpf(BPF_LINK_CREATE, &link)?)?))
 }
 
 /// Whether the kernel takes the program.
@@ -159,7 +189,7 @@ fn program(map: i32) -> [u64; 19] {
         code(0x15, 7, 0, 6, 0), // if r7 == 0 goto pass
         copy(1, 6),
         copy(2, 7),
-        set(3, 0),
+        set(3, BPF_SK_LOOKUP_F_REPLACE),
         call(SK_ASSIGN),
         copy(1, 7),
         call(SK_RELEASE),

@@ -238,22 +238,21 @@ async fn a_logging_program_gets_both_streams_and_its_environment() {
     let script = dir.path().join("logger");
     let log = dir.path().join("log");
     let text = format!(
-        "#!/bin/sh\nexec 5>&-\nread -r out <&3\nread -r err <&4\n\
+        "exec 5>&-\nread -r out <&3\nread -r err <&4\n\
          echo \"$CONTAINER_NAMESPACE/$CONTAINER_ID $* $out $err\" >{}\n",
         log.display()
     );
     fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 
-    let paths =
-        StdioPaths { stdout: format!("binary://{}?key=value", script.display()), ..Default::default() };
+    let uri = format!("binary:///bin/sh?{}=value", script.display());
+    let paths = StdioPaths { stdout: uri, ..Default::default() };
     let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
     let (ours, theirs) = guest(&paths);
     let copies = endpoints.connect(ours);
     theirs.stdout.unwrap().write_all(b"out\n").await.unwrap();
     theirs.stderr.unwrap().write_all(b"err\n").await.unwrap();
     copies.finish("c1").await;
-    assert_eq!(fs::read_to_string(log).unwrap(), "n/c1 key value out err\n");
+    assert_eq!(fs::read_to_string(log).unwrap(), "n/c1 value out err\n");
 }
 
 #[tokio::test]
