@@ -9,7 +9,7 @@ use protobuf::Message;
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::fake::{Host, Mode, PID};
+use crate::fake::{Host, Mode, PID, write_program};
 use crate::process::Exit;
 use crate::rootfs::Mount;
 
@@ -467,13 +467,11 @@ async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
 #[tokio::test]
 async fn a_directory_root_is_shared_and_its_server_is_part_of_the_pod() {
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::PermissionsExt;
     let host = Host::new(Mode::Good);
     let (root, server) = (host.path().join("root"), host.path().join("fs"));
     std::fs::create_dir(&root).unwrap();
     std::fs::write(root.join("file"), "content").unwrap();
-    std::fs::write(&server, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&server, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&server, "#!/bin/sh\nexec sleep 1000\n");
     let mut config = pod_config(&host);
     config.settings.fs_server = server;
     config.host_mounts = Some(Arc::new(std::fs::File::open("/proc/self/ns/mnt").unwrap().into()));
