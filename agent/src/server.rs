@@ -31,8 +31,12 @@ pub(crate) enum End {
     Shutdown,
 }
 
-/// Serves the pod on `connection`. When this returns, the connection is closed.
-pub(crate) async fn serve(pod: &Arc<Pod>, connection: Connection) -> Result<End> {
+/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed.
+pub(crate) async fn serve(
+    pod: &Arc<Pod>,
+    connection: Connection,
+    reset: impl Future<Output = ()>,
+) -> Result<End> {
     let (open, closed) = oneshot::channel();
     let connection = Watched { connection: std::sync::Mutex::new(connection), _open: open };
     let mut server = Server::new()
@@ -41,6 +45,10 @@ pub(crate) async fn serve(pod: &Arc<Pod>, connection: Connection) -> Result<End>
     server.start().await.doing(|| "serve the host's connection".into())?;
     tokio::select! {
         _ = closed => Ok(End::Lost),
+        () = reset => {
+            server.disconnect().await;
+            Ok(End::Lost)
+        }
         () = pod.ended() => {
             // Answers what has been asked, Shutdown itself included.
             server.disconnect().await;

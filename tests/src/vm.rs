@@ -66,7 +66,6 @@ impl Guest {
         let directory = tempfile::tempdir()?;
         let vsock = UnixListener::bind(directory.path().join("vsock"))?;
         files.push((FdRole::Kvm, File::options().read(true).write(true).open("/dev/kvm")?.into()));
-        files.push((FdRole::Console, io::stderr().as_fd().try_clone_to_owned()?)); // TEMPORARY
         files.push((FdRole::Vsock, vsock.try_clone()?.into()));
         let config = VmConfig {
             name: "bare".into(),

@@ -168,7 +168,9 @@ impl Vm {
     ) -> Result<(), StateError> {
         let msrs = MsrList::of(&self.kvm)?;
         states.iter().try_for_each(|state| state.check(&msrs))?;
-        cpus.iter().zip(states).try_for_each(|(cpu, state)| state.restore(cpu))?;
+        for (id, (cpu, state)) in cpus.iter().zip(states).enumerate() {
+            state.restore(cpu, id == 0)?;
+        }
         vm.restore(&self.fd)
     }
 

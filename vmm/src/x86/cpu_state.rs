@@ -14,6 +14,8 @@ use super::vm_state::{StateError, cant};
 
 /// `IA32_TSC`.
 const TSC: u32 = 0x10;
+/// Many seconds of any TSC.
+const FAR: u64 = 1 << 40;
 /// `IA32_TSC_DEADLINE`.
 const TSC_DEADLINE: u32 = 0x6e0;
 /// Memory types, which KVM saves but does not list (Intel SDM volume 4, table 2-2): variable ranges, fixed ranges, default.
@@ -107,7 +109,7 @@ impl CpuState {
     ///
     /// The mode of the interrupt controller, in the special registers, comes before its contents; those before the timer,
     /// which is a model-specific register; pending events are last, because others clear them.
-    pub(crate) fn restore(&self, cpu: &VcpuFd) -> Result<(), StateError> {
+    pub(crate) fn restore(&self, cpu: &VcpuFd, is_first: bool) -> Result<(), StateError> {
         cpu.set_mp_state(self.mp_state).map_err(cant("restore a CPU's run state"))?;
         cpu.set_regs(&self.regs).map_err(cant("restore a CPU's registers"))?;
         cpu.set_sregs(&self.sregs).map_err(cant("restore a CPU's special registers"))?;
@@ -117,6 +119,9 @@ impl CpuState {
         cpu.set_xcrs(&self.xcrs).map_err(cant("restore a CPU's extended control registers"))?;
         cpu.set_debug_regs(&self.debugregs).map_err(cant("restore a CPU's debug registers"))?;
         cpu.set_lapic(&self.lapic).map_err(cant("restore a CPU's interrupt controller"))?;
+        if is_first {
+            write(cpu, &away(&self.msrs))?;
+        }
         write(cpu, &self.msrs)?;
         cpu.set_vcpu_events(&self.events).map_err(cant("restore a CPU's pending events"))
     }
@@ -130,6 +135,14 @@ fn expire_soon(msrs: &mut [kvm_msr_entry]) {
     if let Some(deadline) = msrs.iter_mut().find(|entry| entry.index == TSC_DEADLINE && entry.data == 0) {
         deadline.data = tsc;
     }
+}
+
+/// A TSC far from the saved one, to be set before it in the first CPU. KVM takes a value for an attempt to synchronize, and
+/// keeps the TSC that there is, if it is within a second of that: a new VM's is near 0, and so is that of a guest which was
+/// saved soon after its boot, whose clock would then stand still for as long. The other CPUs' do follow the first one's.
+fn away(msrs: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
+    let tsc = msrs.iter().filter(|entry| entry.index == TSC);
+    tsc.map(|entry| kvm_msr_entry { data: entry.data.wrapping_add(FAR), ..*entry }).collect()
 }
 
 /// Sets registers. One that KVM refuses to write, as it does with some it can read, must have its value already.
