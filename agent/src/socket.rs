@@ -86,14 +86,17 @@ async fn accept(listener: UnixListener, preamble: Vec<u8>) {
                     match VsockStream::connect(host).await {
                         Ok(host) => join(client, host, &preamble).await,
                         Err(error) => {
-                            kmsg::error(format!("connect to the host's port {SOCKET_PORT}: {error}"))
+                            kmsg::error(format!("connect to the host's port {SOCKET_PORT}: {error}"));
                         }
                     }
                 });
             }
             // The client was faster to leave.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-            Err(error) => return kmsg::error(format!("accept connections to a socket: {}", chain(&error))),
+            Err(error) => {
+                kmsg::error(format!("accept connections to a socket: {}", chain(&error)));
+                return;
+            }
         }
     }
 }
