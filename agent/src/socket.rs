@@ -93,7 +93,10 @@ async fn accept(listener: UnixListener, preamble: Vec<u8>) {
             }
             // The client was faster to leave.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-            Err(error) => return kmsg::error(format!("accept connections to a socket: {}", chain(&error))),
+            Err(error) => {
+                kmsg::error(format!("accept connections to a socket: {}", chain(&error)));
+                return;
+            }
         }
     }
 }
