@@ -8,5 +8,5 @@ pub(crate) const NAMES: [&str; 8] = [
     "statistics_come_from_the_container",
     "a_pod_outlives_a_crash_of_containerd",
     "an_exit_while_containerd_is_away_is_known_when_it_is_back",
-    "10_runs_at_once_leave_nothing",
+    "a_dead_shim_is_cleaned_up_within_5_s",
 ];
