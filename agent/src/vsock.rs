@@ -14,7 +14,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use crate::error::{Doing, Result};
 use crate::pod::Pod;
 use crate::stdio::Connection;
-use crate::{forward, kmsg};
+use crate::{forward, kmsg, sys};
 
 /// How long closing the RPC connection may wait for the host's device to acknowledge what was written. Without it the
 /// reset of the machine would overtake the last answer.
@@ -35,7 +35,7 @@ pub(crate) struct Reset(AsyncFd<OwnedFd>);
 impl Reset {
     fn of(stream: &VsockStream) -> io::Result<Self> {
         let stream = stream.as_fd().try_clone_to_owned()?;
-        Ok(Self(AsyncFd::with_interest(stream, Interest::ERROR)?))
+        Ok(Self(sys::watch(stream, Interest::ERROR)?))
     }
 
     /// Waits for it.
@@ -47,7 +47,7 @@ impl Reset {
             guard.clear_ready();
         }
         // Without a reactor nothing else goes on either.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

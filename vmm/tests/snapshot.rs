@@ -90,7 +90,8 @@ impl Snapshot {
 /// Checks that a guest prints numbers one after the other, and returns the first.
 fn first_of_sequence(vm: &mut Printing) -> u8 {
     let bytes = vm.read::<300>();
-    assert!(bytes.windows(2).all(|pair| pair[1] == pair[0].wrapping_add(1)), "{bytes:?}");
+    let mut pairs = bytes.iter().zip(bytes.iter().skip(1));
+    assert!(pairs.all(|(number, next)| *next == number.wrapping_add(1)), "{bytes:?}");
     bytes[0]
 }
 
