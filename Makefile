@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest containerd-client critest nerdctl matrix bench host-shell clean
+	e2e shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -49,7 +49,9 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
-	@install $(DEBUG)/monohull-bench $(TESTS)/
+	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
+	@for test in machine snapshot; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
+		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
@@ -86,7 +88,7 @@ guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minut
 	@agent/tests/in-guest
 
 e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
-	@for part in $(or $(FILTER),monohull:: ctr:: nerdctl::); do tests/run e2e $$part; done
+	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e $$part; done
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest
@@ -101,6 +103,9 @@ critest: build ## Kubernetes' conformance suite for the CRI, in the test host; w
 
 nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, compared (FILTER=name for some)
 	@tests/run nerdctl $(FILTER)
+
+fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
+	@tests/run fstest $(FILTER)
 
 matrix: build build-tests ## A few of the end-to-end tests with containerd 1.6 to 2.3
 	@tests/run matrix

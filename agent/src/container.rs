@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::cgroup::Cgroup;
+use crate::devices::Renumbered;
 use crate::error::{Doing, Error, Result, chain};
 use crate::helper::{Action, Privileges};
 use crate::process::{Launcher, Plan, Process, Replies};
@@ -97,14 +98,23 @@ struct Files {
 }
 
 impl Files {
-    /// Mounts what the request wants. After an error, [`Files::remove`] is still to be called.
-    async fn prepare(&mut self, sources: &Sources, request: &agent::CreateContainerRequest) -> Result<()> {
+    /// Mounts what the request wants, and finds its block devices' numbers here. After an error, [`Files::remove`] is still
+    /// to be called.
+    async fn prepare(
+        &mut self,
+        sources: &Sources,
+        request: &agent::CreateContainerRequest,
+    ) -> Result<Vec<Renumbered>> {
         let what = || format!("make {}", self.directory.display());
         fs::create_dir(&self.directory).doing(what)?;
         for storage in &request.storages {
             self.storages.add(sources, &self.directory, storage).await?;
         }
-        Ok(())
+        let mut devices = Vec::with_capacity(request.devices.len());
+        for device in &request.devices {
+            devices.push(self.storages.add_device(sources, device).await?);
+        }
+        Ok(devices)
     }
 
     /// Removes all. Errors are logged: there is no better way to end.
@@ -167,8 +177,9 @@ impl Container {
         (files, cgroup, pod_pids): (&mut Files, &Cgroup, Option<PathBuf>),
     ) -> Result<(Process, Replies, Option<LinuxSeccomp>)> {
         let stdio = request.stdio.get_or_default();
-        let prepared = spec::prepare(&request.spec, Place { cgroup, pod_pids, terminal: stdio.terminal })?;
-        files.prepare(&environment.sources, request).await?;
+        let devices = files.prepare(&environment.sources, request).await?;
+        let place = Place { cgroup, pod_pids, terminal: stdio.terminal, devices: &devices };
+        let prepared = spec::prepare(&request.spec, place)?;
         prepared.sysctls.iter().try_for_each(|(key, value)| sandbox::set_sysctl(key, value))?;
         make_working_directory(&prepared.spec, &files.directory);
         spec::save(&prepared.spec, &files.directory.join("config.json"))?;
@@ -341,6 +352,21 @@ impl Container {
             frozen = self.cgroup.freeze() => frozen,
             () = self.resumed.notified() => not_paused("has been resumed"),
             _ = self.init.wait() => not_paused("has ended"),
+        }?;
+        self.write_back().await;
+        Ok(())
+    }
+
+    /// Writes back what the guest has of the root's files and the host has not: an engine that takes a snapshot of a
+    /// container pauses it first.
+    async fn write_back(&self) {
+        let root = self.files.lock().await.directory.join("rootfs");
+        let synced = tokio::task::spawn_blocking(move || {
+            let root = fs::File::open(root)?;
+            rustix::fs::syncfs(root).map_err(std::io::Error::from)
+        });
+        if let Ok(Err(error)) = synced.await {
+            kmsg::error(format!("write back files of container {}: {error}", self.id));
         }
     }
 

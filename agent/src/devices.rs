@@ -2,8 +2,8 @@
 //! (Documentation/admin-guide/cgroup-v2.rst, "Device controller").
 //!
 //! Rules come from the host, whose device numbers mean others here: of those that allow something, only such hold that
-//! name a device every Linux has under the same number, or that name none. What the guest's spec has for devices is
-//! allowed anyway.
+//! name a device every Linux has under the same number, or that name none, or that name a block device which was brought
+//! along: they get its number here. Other devices that the spec has are allowed anyway.
 
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType};
 
@@ -54,16 +54,59 @@ struct Rule {
     access: u32,
 }
 
-/// The program for a container's rules; none when it has no rules, which allows everything.
-pub(crate) fn program(linux: &Linux) -> Option<Vec<u64>> {
+/// A block device of the host that has another number here: both as major and minor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Renumbered {
+    pub(crate) host: (u32, u32),
+    pub(crate) guest: (u32, u32),
+}
+
+/// Gives block devices, and the rules about exactly one of them, the numbers they have here. Rules about other block
+/// devices of the host go: here their numbers are those of others.
+pub(crate) fn renumber(linux: &mut Linux, renumbered: &[Renumbered]) {
+    let guest = |major: i64, minor: i64| {
+        let host = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
+        let (major, minor) = renumbered.iter().find(|device| device.host == host)?.guest;
+        Some((i64::from(major), i64::from(minor)))
+    };
+    let mut devices = linux.devices().clone();
+    for device in devices.iter_mut().flatten().filter(|device| device.typ() == LinuxDeviceType::B) {
+        if let Some((major, minor)) = guest(device.major(), device.minor()) {
+            device.set_major(major).set_minor(minor);
+        }
+    }
+    linux.set_devices(devices);
+    let mut resources = linux.resources().clone();
+    if let Some(rules) = resources.as_mut().and_then(|resources| resources.devices_mut().as_mut()) {
+        rules.retain_mut(|rule| {
+            let number = rule.major().zip(rule.minor()).filter(|(major, minor)| *major >= 0 && *minor >= 0);
+            let Some((major, minor)) = number.filter(|_| rule.typ() == Some(LinuxDeviceType::B)) else {
+                return true;
+            };
+            let Some((major, minor)) = guest(major, minor) else { return false };
+            rule.set_major(Some(major)).set_minor(Some(minor));
+            true
+        });
+    }
+    linux.set_resources(resources);
+}
+
+/// The program for a container's rules; none when it has no rules, which allows everything. Rules about the `renumbered`
+/// devices have the guest's numbers.
+pub(crate) fn program(linux: &Linux, renumbered: &[Renumbered]) -> Option<Vec<u64>> {
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
     let rules = rules.filter(|rules| !rules.is_empty())?;
-    Some(assemble(&collect(rules, linux)))
+    Some(assemble(&collect(rules, linux, renumbered)))
 }
 
 /// In the order of increasing precedence.
-fn collect(given: &[LinuxDeviceCgroup], linux: &Linux) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = given.iter().map(parse).filter(holds_here).collect();
+fn collect(given: &[LinuxDeviceCgroup], linux: &Linux, renumbered: &[Renumbered]) -> Vec<Rule> {
+    let here = |rule: &Rule| {
+        let number = rule.major.zip(rule.minor).filter(|_| rule.kind == Some(BLOCK));
+        number.is_some_and(|number| renumbered.iter().any(|device| device.guest == number))
+    };
+    let mut rules: Vec<Rule> =
+        given.iter().map(parse).filter(|rule| holds_here(rule) || here(rule)).collect();
     let character = |&(major, minor): &(u32, Option<u32>)| Rule {
         allow: true,
         kind: Some(CHARACTER),
@@ -71,15 +114,18 @@ fn collect(given: &[LinuxDeviceCgroup], linux: &Linux) -> Vec<Rule> {
         minor,
         access: ALL,
     };
+    // As runc has it, whatever the rules say: making a node is not using it, and takes CAP_MKNOD.
+    rules.push(Rule { allow: true, kind: None, major: None, minor: None, access: MKNOD });
     rules.extend(DEFAULT.iter().map(character));
     let devices = linux.devices().iter().flatten();
-    rules.extend(devices.map(|device| Rule {
+    let devices = devices.map(|device| Rule {
         allow: true,
         kind: kind(Some(device.typ())),
         major: number(Some(device.major())),
         minor: number(Some(device.minor())),
         access: ALL,
-    }));
+    });
+    rules.extend(devices.filter(|rule| !here(rule)));
     rules
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,13 @@ impl Partition {
     /// Its device.
     pub(crate) fn device(&self) -> Result<PathBuf> {
         Ok(PathBuf::from(format!("/dev/{}{}", name(self.disk)?, self.number)))
+    }
+
+    /// The number of its device: major and minor.
+    pub(crate) fn device_number(&self) -> Result<(u32, u32)> {
+        let device = self.device()?;
+        let number = device.metadata().doing(|| format!("examine {}", device.display()))?.rdev();
+        Ok((libc::major(number), libc::minor(number)))
     }
 }
 

@@ -59,7 +59,7 @@ impl Host {
         let pod = Arc::new(Pod::new(environment, 0));
         let (ours, theirs) = UnixStream::pair().unwrap();
         let served = Arc::clone(&pod);
-        let server = tokio::spawn(async move { server::serve(&served, Box::new(theirs)).await.unwrap() });
+        let server = tokio::spawn(async move { server::serve(&served, Box::new(theirs), std::future::pending()).await.unwrap() });
         let client = AgentClient::new(ttrpc::r#async::Client::new(Socket::new(ours)));
         let host = Self { pod, client, server };
         let request = CreateSandboxRequest {

@@ -15,6 +15,7 @@ mod forward;
 mod guest_tests;
 mod helper;
 mod kmsg;
+mod mirror;
 mod mount;
 mod network;
 mod paths;
@@ -25,6 +26,7 @@ mod reaper;
 mod sandbox;
 mod server;
 mod share;
+mod socket;
 mod spec;
 mod stats;
 mod stdio;
@@ -102,8 +104,12 @@ async fn serve(started_us: u64) -> Result<()> {
     tokio::spawn(vsock::accept_streams(vsock::listen()?, Arc::clone(&pod)));
     // A lost connection is dialled again: a VM forked from a template finds its transport reset. If the host
     // refuses, there is nobody to serve.
-    while server::serve(&pod, vsock::dial().await?).await? == End::Lost {}
-    Ok(())
+    loop {
+        let (connection, reset) = vsock::dial().await?;
+        if server::serve(&pod, connection, reset.wait()).await? == End::Shutdown {
+            return Ok(());
+        }
+    }
 }
 
 /// Resets the machine, which ends the VM.

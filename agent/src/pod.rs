@@ -250,6 +250,10 @@ impl Pod {
         new.map_err(|_| Error::NotFound(format!("container {id} has been deleted")))
     }
 
+    pub(crate) fn update_mirror(&self, mirror: &agent::Mirror) -> Result<()> {
+        self.environment.sources.mirrors.update(mirror)
+    }
+
     /// Ends everything and flushes all data. Then the machine may be reset.
     pub(crate) async fn shut_down(&self) {
         let containers = {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
-    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics,
+    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics, Mirror,
     ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest, UpdateRequest,
     WaitOomRequest, WaitOomResponse, WaitResponse,
 };
@@ -31,8 +31,12 @@ pub(crate) enum End {
     Shutdown,
 }
 
-/// Serves the pod on `connection`. When this returns, the connection is closed.
-pub(crate) async fn serve(pod: &Arc<Pod>, connection: Connection) -> Result<End> {
+/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed.
+pub(crate) async fn serve(
+    pod: &Arc<Pod>,
+    connection: Connection,
+    reset: impl Future<Output = ()>,
+) -> Result<End> {
     let (open, closed) = oneshot::channel();
     let connection = Watched { connection: std::sync::Mutex::new(connection), _open: open };
     let mut server = Server::new()
@@ -41,6 +45,10 @@ pub(crate) async fn serve(pod: &Arc<Pod>, connection: Connection) -> Result<End>
     server.start().await.doing(|| "serve the host's connection".into())?;
     tokio::select! {
         _ = closed => Ok(End::Lost),
+        () = reset => {
+            server.disconnect().await;
+            Ok(End::Lost)
+        }
         () = pod.ended() => {
             // Answers what has been asked, Shutdown itself included.
             server.disconnect().await;
@@ -206,6 +214,11 @@ impl Agent for Service {
 
     async fn resize_sandbox(&self, _: &TtrpcContext, request: ResizeSandboxRequest) -> ttrpc::Result<Empty> {
         self.complete(|pod| async move { pod.set_cpus(request.cpus) }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn update_mirror(&self, _: &TtrpcContext, mirror: Mirror) -> ttrpc::Result<Empty> {
+        self.0.update_mirror(&mirror)?;
         Ok(Empty::new())
     }
 

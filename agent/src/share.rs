@@ -79,8 +79,10 @@ fn mount_point(path: &str) -> Result<OwnedFd> {
     paths::open_path(path.as_ref())
 }
 
+/// A number; that of a container's root has an `r` in front of it.
 fn check_name(name: &str) -> Result<()> {
-    if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
+    let number = name.strip_prefix('r').unwrap_or(name);
+    if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(());
     }
     Err(Error::Invalid(format!("{name:?} is not the name of an export")))
@@ -92,8 +94,8 @@ mod tests {
 
     #[test]
     fn exports_have_plain_names() {
-        assert!(check_name("12").is_ok());
-        for name in ["", ".", "..", "1/2", "a", "-1"] {
+        assert!(check_name("12").is_ok() && check_name("r1").is_ok());
+        for name in ["", ".", "..", "1/2", "a", "-1", "r", "rr1"] {
             assert!(check_name(name).is_err(), "{name:?}");
         }
     }

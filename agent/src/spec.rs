@@ -19,7 +19,7 @@ use oci_spec::runtime::{
 use serde::Deserialize;
 
 use crate::cgroup::Cgroup;
-use crate::devices;
+use crate::devices::{self, Renumbered};
 use crate::error::{Doing, Error, Result};
 
 /// What the agent takes over from the spec.
@@ -64,6 +64,8 @@ pub(crate) struct Place<'a> {
     /// The PID namespace that it joins if its spec has a path for that.
     pub(crate) pod_pids: Option<PathBuf>,
     pub(crate) terminal: bool,
+    /// Its block devices.
+    pub(crate) devices: &'a [Renumbered],
 }
 
 /// Parses and fits a container's spec.
@@ -85,7 +87,8 @@ pub(crate) fn prepare(json: &[u8], place: Place<'_>) -> Result<Prepared> {
     let (kept, sysctls) = split_sysctls(&linux, own(LinuxNamespaceType::Ipc), own(LinuxNamespaceType::Uts));
     let mut resources = linux.resources().clone().unwrap_or_default();
     let pids_max = resources.pids().as_ref().map(|pids| pids.limit());
-    let devices = devices::program(&linux);
+    devices::renumber(&mut linux, place.devices);
+    let devices = devices::program(&linux, place.devices);
     fit_resources(&mut resources)?;
     linux
         .set_namespaces(Some(namespaces))

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use monohull_protocol::agent::{self, storage::Source};
 
+use crate::devices::Renumbered;
 use crate::disk::{Disks, Partition};
 use crate::error::{Error, Result, chain};
+use crate::mirror::Mirrors;
 use crate::mount::{self, Options};
 use crate::share::Share;
+use crate::socket::Socket;
 use crate::{kmsg, paths};
 
 /// Where storages come from.
@@ -16,6 +19,7 @@ use crate::{kmsg, paths};
 pub(crate) struct Sources {
     pub(crate) disks: Disks,
     pub(crate) share: Share,
+    pub(crate) mirrors: Mirrors,
 }
 
 /// What was done for a container, in order. [`Storages::undo`] undoes it.
@@ -27,6 +31,9 @@ enum Done {
     Mounted(PathBuf),
     Partitioned(Partition),
     Exported(String),
+    Mirrored(String),
+    /// Its file goes with the container's directory.
+    Listening(Socket),
 }
 
 impl Storages {
@@ -42,10 +49,14 @@ impl Storages {
         let relative = paths::below(directory, target).ok_or_else(|| {
             Error::Invalid(format!("storage target {} is not below {}", storage.target, directory.display()))
         })?;
-        let options = Options::parse(storage.options.iter().map(String::as_str))?;
-        self.mount(sources, directory, relative, storage, options)
-            .await
-            .map_err(|error| error.within(format_args!("storage on {}", storage.target)))?;
+        let added = match (storage.fstype.as_str(), &storage.source) {
+            ("socket", Some(Source::Path(name))) => {
+                let socket = Socket::listen(name, directory, relative, &storage.options);
+                socket.map(|socket| self.0.push(Done::Listening(socket)))
+            }
+            _ => self.mount(sources, directory, relative, storage).await,
+        };
+        added.map_err(|error| error.within(format_args!("storage on {}", storage.target)))?;
         for name in &storage.directories {
             paths::make_directories(target, Path::new(name))?;
         }
@@ -58,8 +69,8 @@ impl Storages {
         directory: &Path,
         relative: &Path,
         storage: &agent::Storage,
-        options: Options,
     ) -> Result<()> {
+        let options = Options::parse(storage.options.iter().map(String::as_str))?;
         match (storage.fstype.as_str(), &storage.source) {
             ("bind", Some(Source::Path(path))) => {
                 let source = paths::open_path(Path::new(path))?;
@@ -71,6 +82,13 @@ impl Storages {
                 self.0.push(Done::Exported(name.clone()));
                 let target = bind_target(&source, directory, relative)?;
                 mount::bind_open(&source, &options, &target, "a directory of the host")?;
+            }
+            ("mirror", Some(Source::Mirror(mirror))) => {
+                // Also when it is made by half.
+                self.0.push(Done::Mirrored(mirror.name.clone()));
+                let source = sources.mirrors.make(mirror)?;
+                let target = bind_target(&source, directory, relative)?;
+                mount::bind_open(&source, &options, &target, "a mirror of a directory")?;
             }
             ("memory", Some(Source::Path(name))) => {
                 let source = sources.share.memory(name, &options).await?;
@@ -104,6 +122,20 @@ impl Storages {
         Ok(())
     }
 
+    /// Makes a partition for `device`. After an error, what was done before it is still to be undone.
+    pub(crate) async fn add_device(
+        &mut self,
+        sources: &Sources,
+        device: &agent::BlockDevice,
+    ) -> Result<Renumbered> {
+        let host = (device.major, device.minor);
+        let within = |error: Error| error.within(format_args!("block device {}:{}", host.0, host.1));
+        let extent = device.extent.get_or_default();
+        let partition = sources.disks.add(extent).await.map_err(within)?;
+        self.0.push(Done::Partitioned(partition));
+        Ok(Renumbered { host, guest: partition.device_number().map_err(within)? })
+    }
+
     /// Unmounts and removes all, last first. Errors are logged: there is no better way to end. True if nothing is
     /// mounted any more.
     pub(crate) fn undo(&mut self, sources: &Sources) -> bool {
@@ -113,6 +145,11 @@ impl Storages {
                 Done::Mounted(path) => mount::unmount(&path).inspect_err(|_| clean = false),
                 Done::Exported(name) => {
                     sources.share.release(&name);
+                    Ok(())
+                }
+                Done::Mirrored(name) => sources.mirrors.remove(&name),
+                Done::Listening(socket) => {
+                    drop(socket);
                     Ok(())
                 }
                 Done::Partitioned(partition) => sources.disks.remove(partition),

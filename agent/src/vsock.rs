@@ -1,11 +1,14 @@
 //! The way to the host: vsock (virtio 1.2 §5.10).
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use monohull_protocol::{FORWARD_PORT, RPC_PORT, STDIO_PORT};
 use rustix::net::sockopt::set_socket_linger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::error::{Doing, Result};
@@ -25,12 +28,36 @@ pub(crate) fn listen() -> Result<[VsockListener; 2]> {
     Ok([listen(STDIO_PORT)?, listen(FORWARD_PORT)?])
 }
 
+/// Tells when a connection is reset along with its transport: in a VM that was forked from another. Of such a reset epoll
+/// reports an error and nothing else, which does not wake who reads.
+pub(crate) struct Reset(AsyncFd<OwnedFd>);
+
+impl Reset {
+    fn of(stream: &VsockStream) -> io::Result<Self> {
+        let stream = stream.as_fd().try_clone_to_owned()?;
+        Ok(Self(AsyncFd::with_interest(stream, Interest::ERROR)?))
+    }
+
+    /// Waits for it.
+    pub(crate) async fn wait(self) {
+        while let Ok(mut guard) = self.0.ready(Interest::ERROR).await {
+            if guard.ready().is_error() {
+                return;
+            }
+            guard.clear_ready();
+        }
+        // Without a reactor nothing else goes on either.
+        std::future::pending().await
+    }
+}
+
 /// Opens the RPC connection. One attempt: the host listens before it starts the VM.
-pub(crate) async fn dial() -> Result<Connection> {
+pub(crate) async fn dial() -> Result<(Connection, Reset)> {
     let what = || format!("connect to the host's port {RPC_PORT}");
     let stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, RPC_PORT)).await.doing(what)?;
     set_socket_linger(&stream, Some(LINGER)).doing(what)?;
-    Ok(Box::new(stream))
+    let reset = Reset::of(&stream).doing(what)?;
+    Ok((Box::new(stream), reset))
 }
 
 /// Accepts streams from the host, and from nobody else: containers have vsock, too.

@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::sync::{PoisonError, RwLock};
 
-/// The name of an export that only the guest changes begins with this.
-pub const PRIVATE: u8 = b'r';
+use monohull_fs_protocol::PRIVATE;
+
 /// For how many seconds the guest may believe what it knows of such a file. The host changes one rarely (`cp` into a
-/// container), and then the guest sees it that much later.
-const LIFE: u64 = 5;
+/// container), and then the guest sees it that much later; a new name it sees at once, because it asks for what it does
+/// not know.
+const LIFE: u64 = 1;
 /// The node of the tree of exports (`FUSE_ROOT_ID`).
 const ROOT: u64 = 1;
 
@@ -76,7 +77,9 @@ impl Cache {
                 }
             }
             _ if exchange.reply(4).map(i32::from_ne_bytes)? != 0 => {}
-            fuse::LOOKUP if node == ROOT && exchange.request(40)? == [PRIVATE] => self.entry(exchange)?,
+            fuse::LOOKUP if node == ROOT && exchange.request(40)? == [PRIVATE as u8] => {
+                self.entry(exchange)?;
+            }
             _ if !self.has(node) => {}
             fuse::LOOKUP | fuse::SYMLINK | fuse::MKNOD | fuse::MKDIR | fuse::LINK => self.entry(exchange)?,
             fuse::CREATE => {

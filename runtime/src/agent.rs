@@ -237,6 +237,11 @@ impl Agent {
         if kills <= seen { Err(nonsense(CALL, "kills")) } else { Ok(kills) }
     }
 
+    /// Brings a mirror up to date; refused as not found when the guest has none of its name.
+    pub(crate) async fn update_mirror(&self, mirror: &proto::Mirror) -> Result<(), AgentError> {
+        within("UpdateMirror", self.client.update_mirror(unlimited(), mirror)).await.map(drop)
+    }
+
     /// Sets the number of CPUs that are online.
     pub(crate) async fn resize_sandbox(&self, cpus: u8) -> Result<(), AgentError> {
         let request = proto::ResizeSandboxRequest { cpus: cpus.into(), ..Default::default() };

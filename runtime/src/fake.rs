@@ -77,8 +77,7 @@ impl Host {
         );
         write_program(&host.path().join("vmm"), &script);
         fs::write(host.path().join("kernel"), "").unwrap();
-        fs::create_dir(host.path().join("root")).unwrap();
-        fs::write(host.path().join("root/file"), "content").unwrap();
+        fs::write(host.path().join("image"), [0; 4096]).unwrap();
         host
     }
 
@@ -92,8 +91,19 @@ impl Host {
             kernel: self.path().join("kernel"),
             initramfs: self.path().join("kernel"),
             state_dir: self.path().join("state"),
-            scratch_dir: self.path().join("scratch"),
             ..Settings::default()
+        }
+    }
+
+    /// Waits until the fakes have been asked `call`.
+    pub(crate) fn wait_for(&self, call: &str) {
+        use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+        let changes = init(CreateFlags::CLOEXEC).unwrap();
+        add_watch(&changes, self.path(), WatchFlags::MODIFY | WatchFlags::CREATE).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&changes, &mut buffer);
+        while !self.calls().iter().any(|known| known == call) {
+            reader.next().unwrap();
         }
     }
 
@@ -407,6 +417,11 @@ impl agent_ttrpc::Agent for Fake {
             return refuse(ttrpc::Code::NOT_FOUND, "deleted");
         }
         Ok(proto::WaitOomResponse { kills: 2, ..Default::default() })
+    }
+
+    async fn update_mirror(&self, _: &TtrpcContext, mirror: proto::Mirror) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("mirror {} {}", mirror.name, mirror.version));
+        Ok(proto::Empty::new())
     }
 
     async fn resize_sandbox(

@@ -7,8 +7,10 @@ mod link;
 mod network;
 mod resize;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod volumes;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -23,12 +25,15 @@ use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::agent::Agent;
 use crate::container::Prepared;
+use crate::disk::ImageDisk;
+use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
 use crate::share::Share;
 use crate::size::{Demand, Host, Limits, Size};
+use crate::sockets::Sockets;
 use crate::spec;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
@@ -69,6 +74,12 @@ pub struct PodConfig {
     pub own_pids: bool,
     /// Size limit in bytes of the pod's shared memory (`/dev/shm`); 0 means the usual 64 MiB. See [`spec::shm_bytes`].
     pub shm_bytes: u64,
+    /// Start the fs server with the VM: the pod's containers share something of the host ([`ContainerConfig::shares`]).
+    /// Without, it is started when the first one does.
+    pub share: bool,
+    /// The mount namespace in which a root's directory is looked up; `None` is the calling thread's. Engines keep their
+    /// mounts where namespaces that were made earlier, as a pod's own, don't learn of them (containers/storage does).
+    pub host_mounts: Option<Arc<OwnedFd>>,
     /// Join the interfaces of the network namespace *this process is in* to the guest. False: loopback only.
     pub network: bool,
     /// A file the guest's console is appended to; debugging only, it slows the boot down.
@@ -94,22 +105,33 @@ pub struct ContainerConfig {
     pub stdio: Stdio,
 }
 
+impl ContainerConfig {
+    /// Whether it will probably share something of the host's file systems: its root, or a volume.
+    pub fn shares(&self) -> bool {
+        self.rootfs.has_tree() || spec::names_host_files(&self.spec)
+    }
+}
+
 /// A running pod. Dropping it kills the VM.
 #[derive(Debug)]
 pub struct Pod {
     settings: Settings,
     timeline: Timeline,
+    host_mounts: Option<Arc<OwnedFd>>,
     vm: Vm,
     link: Link,
     vsock: Arc<Vsock>,
     state: Arc<StateFile>,
     containers: Containers,
+    disk: ImageDisk,
     /// `None` in a pod without a network. Changed by one refresh at a time.
     network: Option<tokio::sync::Mutex<Network>>,
     /// Whether the engine has attached the pod to its networks.
     settled: watch::Sender<bool>,
     /// Made when the first container shares something of the host.
     share: OnceCell<Arc<Share>>,
+    mirrors: Mirrors,
+    sockets: Arc<Sockets>,
     sizing: tokio::sync::Mutex<Sizing>,
     /// The highest `oom_score_adj` of a container so far; the VMM has it.
     oom_score: AtomicI32,
@@ -133,20 +155,18 @@ impl Pod {
     /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
     /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
-        Self::start_sharing(config, false).await
-    }
-
-    /// [`Self::start`], and the fs server's if `share`, for which nothing need wait then.
-    async fn start_sharing(config: PodConfig, share: bool) -> Result<Arc<Self>, PodError> {
         let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
         let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
         let (vsock, listener) = Vsock::listen(state.dir())?;
         let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
-        let Booting { vm, ready, mut network, sizing } = boot(&config, files, &state).await?;
+        let sockets = Arc::<Sockets>::default();
+        let Booting { vm, ready, mut network, sizing } =
+            boot(&config, files, sockets.clone(), &state).await?;
         let watch = vm.watch();
         let sharing = async {
-            Ok(if share {
-                Some(start_share(&config.settings, &config.timeline, &state, &vm).await?)
+            Ok(if config.share {
+                let mounts = config.host_mounts.clone();
+                Some(start_share(&config.settings, mounts, &config.timeline, &state, &vm).await?)
             } else {
                 None
             })
@@ -157,13 +177,17 @@ impl Pod {
                 let pod = Arc::new(Self {
                     settings: config.settings,
                     timeline: config.timeline,
+                    host_mounts: config.host_mounts,
                     link: Link { agent, vm: watch },
                     vm,
                     vsock: Arc::new(vsock),
                     state: Arc::new(state),
                     containers: Containers::default(),
+                    disk: ImageDisk::default(),
                     network: network.map(tokio::sync::Mutex::new),
                     share: OnceCell::new_with(share),
+                    mirrors: Mirrors::default(),
+                    sockets,
                     sizing: tokio::sync::Mutex::new(sizing),
                     oom_score: AtomicI32::new(i32::MIN),
                     settled: watch::Sender::new(false),
@@ -186,10 +210,10 @@ impl Pod {
         container: ContainerConfig,
     ) -> Result<(Arc<Self>, Process), PodError> {
         let (settings, timeline) = (pod.settings.clone(), pod.timeline.clone());
-        let share = spec::names_host_files(&container.spec);
+        pod.share |= container.shares();
         pod.demand.add(&container.id, Limits::of_container(&container.spec));
-        let prepare = Prepared::new(&settings, container, &timeline);
-        let (pod, prepared) = tokio::try_join!(Self::start_sharing(pod, share), prepare)?;
+        let prepare = async { Prepared::new(&settings, container, &timeline) };
+        let (pod, prepared) = tokio::try_join!(Self::start(pod), prepare)?;
         match pod.create_prepared(prepared).await {
             Ok(process) => Ok((pod, process)),
             Err(error) => {
@@ -253,7 +277,8 @@ impl Pod {
 
     /// The pod's shared directories; their server is started if it does not run yet.
     async fn share(&self) -> Result<&Arc<Share>, PodError> {
-        let start = || start_share(&self.settings, &self.timeline, &self.state, &self.vm);
+        let mounts = self.host_mounts.clone();
+        let start = || start_share(&self.settings, mounts, &self.timeline, &self.state, &self.vm);
         self.share.get_or_try_init(start).await
     }
 
@@ -294,7 +319,12 @@ fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
 }
 
 /// Gets the guest's CPUs running as early as possible; only the number of interfaces must be known before.
-async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<Booting, PodError> {
+async fn boot(
+    config: &PodConfig,
+    files: VmFiles,
+    sockets: Arc<Sockets>,
+    state: &StateFile,
+) -> Result<Booting, PodError> {
     let network = if config.network { Some(Network::discover().await?) } else { None };
     let sizing = Sizing::new(config.demand.clone(), &config.settings, Host::own());
     let vm_config = VmConfig {
@@ -307,7 +337,7 @@ async fn boot(config: &PodConfig, files: VmFiles, state: &StateFile) -> Result<B
         huge_pages: config.settings.huge_pages,
         fds: files.roles(),
     };
-    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, config.timeline.clone())?;
+    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
     let size = sizing.size();
@@ -367,11 +397,12 @@ async fn set_up(
 
 async fn start_share(
     settings: &Settings,
+    host_mounts: Option<Arc<OwnedFd>>,
     timeline: &Timeline,
     state: &StateFile,
     vm: &Vm,
 ) -> Result<Arc<Share>, PodError> {
-    let share = Share::start(state.dir(), &settings.fs_server, vm).await?;
+    let share = Share::start(state.dir(), &settings.fs_server, host_mounts, vm).await?;
     state.change(|state| state.fs_server = Some(share.server()))?;
     timeline.mark("fs server ready");
     Ok(Arc::new(share))

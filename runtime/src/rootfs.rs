@@ -1,24 +1,26 @@
 //! What a container's root is made of: how a list of host mounts becomes a list of guest mounts.
 //!
 //! Files and block devices with a file system (erofs, ext4, xfs) are handed to the guest as they are, and nothing is
-//! mounted on the host. Directory trees are packed into an erofs image first. What the guest may not write to, or the
-//! host has as a directory, gets an overlay whose upper layer is a tmpfs in the guest.
+//! mounted on the host. Directory trees are shared with it, live (docs/decisions/0001-directory-roots.md). What the guest
+//! may not write to gets an overlay whose upper layer is a tmpfs in the guest: for mount points, and for what a container
+//! writes to an image.
 
 mod image;
 mod overlay;
-mod pack;
 mod template;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-pub use pack::PackError;
+pub(crate) use overlay::HostOverlay;
 
-use crate::spec::MemoryVolume;
-use overlay::HostOverlay;
+use crate::spec::{ImageVolume, MemoryVolume};
+
+/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
+pub(crate) const SHARED: &str = "virtiofs";
 
 /// A mount as containerd sends it in a Create request (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,18 @@ pub enum Rootfs {
     Mounts(Vec<Mount>),
     /// A directory on the host that holds the tree (CRI-O, `--rootfs`).
     Directory(PathBuf),
+}
+
+impl Rootfs {
+    /// Whether it has a tree of the host, for which the pod needs its fs server.
+    pub(crate) fn has_tree(&self) -> bool {
+        match self {
+            Self::Mounts(mounts) => {
+                mounts.iter().any(|mount| matches!(mount.fstype.as_str(), "bind" | "overlay"))
+            }
+            Self::Directory(_) => true,
+        }
+    }
 }
 
 /// Why a root or volume can't be had.
@@ -64,9 +78,6 @@ pub enum RootfsError {
         /// "neither a regular file nor a block device", …
         what: String,
     },
-    /// A tree could not be packed.
-    #[error("cannot pack {0} for the guest")]
-    Pack(String, #[source] PackError),
 }
 
 impl RootfsError {
@@ -105,8 +116,8 @@ pub(crate) struct Storage<S> {
 pub(crate) enum Planned {
     /// A file or block device that holds a file system.
     Image { path: PathBuf, read_only: bool },
-    /// A tree to pack.
-    Tree(Tree),
+    /// A tree to share.
+    Tree(SharedTree),
     /// What the guest's mount(2) takes.
     Path(&'static str),
     /// What containers of the pod share by this name.
@@ -118,16 +129,27 @@ pub(crate) enum Planned {
 pub(crate) enum Source {
     /// A file or block device for the image disk.
     File { file: OwnedFd, read_only: bool },
+    /// A tree to share, whose name the guest gets.
+    Tree(SharedTree),
     /// What the guest's mount(2) takes.
     Path(String),
 }
 
+/// A tree that the guest gets from the fs server.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SharedTree {
+    pub(crate) tree: HostTree,
+    pub(crate) read_only: bool,
+    /// It is all of a container's root, not a layer among others.
+    pub(crate) whole: bool,
+}
+
 /// A directory tree on the host.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Tree {
-    /// A plain directory.
+pub(crate) enum HostTree {
+    /// A directory, with what is mounted below it.
     Directory(PathBuf),
-    /// The merged view of several.
+    /// The merged view of several, which is mounted for the pod alone.
     Overlay(HostOverlay),
 }
 
@@ -143,17 +165,29 @@ pub(crate) fn memory(volume: MemoryVolume) -> Storage<Planned> {
     Storage::new("memory", Planned::Name(name), volume.target, volume.options)
 }
 
-/// A packed tree, mounted read-only at a guest path.
-fn packed(tree: Tree, target: String) -> Storage<Planned> {
-    Storage::new("erofs", Planned::Tree(tree), target, vec!["ro".into()])
+/// A file system of the host's that is not the root.
+pub(crate) fn image(volume: ImageVolume) -> Storage<Planned> {
+    let source = Planned::Image { path: volume.source, read_only: volume.read_only };
+    Storage::new(&volume.fstype, source, volume.target, volume.options)
+}
+
+/// A tree of the host, mounted at a guest path.
+fn shared(tree: HostTree, read_only: bool, target: String) -> Storage<Planned> {
+    let tree = SharedTree { tree, read_only, whole: false };
+    Storage::new(SHARED, Planned::Tree(tree), target, Vec::new())
 }
 
 /// The guest mounts, in order, that make `<base>/rootfs` out of a host root. `base` is the container's guest directory.
-pub(crate) fn plan(rootfs: &Rootfs, base: &str) -> Result<Vec<Storage<Planned>>, RootfsError> {
+/// With `read_only` the container does not write to it: then the fs server lets it not.
+pub(crate) fn plan(
+    rootfs: &Rootfs,
+    read_only: bool,
+    base: &str,
+) -> Result<Vec<Storage<Planned>>, RootfsError> {
     let mounts = match rootfs {
         Rootfs::Directory(path) => {
-            let lower = packed(Tree::Directory(path.clone()), format!("{base}/lower"));
-            return Ok(with_tmpfs_upper(vec![lower], base));
+            let root = shared(HostTree::Directory(path.clone()), read_only, format!("{base}/lower"));
+            return Ok(complete(root, base));
         }
         Rootfs::Mounts(mounts) => mounts,
     };
@@ -163,7 +197,7 @@ pub(crate) fn plan(rootfs: &Rootfs, base: &str) -> Result<Vec<Storage<Planned>>,
     let place = |index| move |error: RootfsError| error.at(index, mounts.get(index).unwrap_or(last));
     let mut storages = Vec::new();
     for (index, mount) in layers.iter().enumerate() {
-        storages.push(layer(mount, format!("{base}/layers/{index}")).map_err(place(index))?);
+        storages.push(layer(mount, true, format!("{base}/layers/{index}")).map_err(place(index))?);
     }
     if template::is_template(last) {
         return template::overlay(last, storages, base).map_err(place(layers.len()));
@@ -172,30 +206,52 @@ pub(crate) fn plan(rootfs: &Rootfs, base: &str) -> Result<Vec<Storage<Planned>>,
         let reason = "only a format/overlay can follow other mounts";
         return Err(place(layers.len())(RootfsError::unsupported(reason)));
     }
-    let mut root = layer(last, format!("{base}/lower")).map_err(place(0))?;
-    if matches!(root.source, Planned::Image { read_only: false, .. }) {
-        root.target = format!("{base}/rootfs");
-        return Ok(vec![root]);
-    }
-    Ok(with_tmpfs_upper(vec![root], base))
+    let root = layer(last, read_only, format!("{base}/lower")).map_err(place(0))?;
+    Ok(complete(root, base))
 }
 
-/// One host mount as a guest mount of its own.
-fn layer(mount: &Mount, target: String) -> Result<Storage<Planned>, RootfsError> {
+/// What can be written to is the root; what can't is the lowest layer of one.
+fn complete(mut root: Storage<Planned>, base: &str) -> Vec<Storage<Planned>> {
+    let writable = match &mut root.source {
+        Planned::Image { read_only, .. } => !*read_only,
+        Planned::Tree(tree) => {
+            tree.whole = true;
+            !tree.read_only
+        }
+        Planned::Path(_) | Planned::Name(_) => false,
+    };
+    if writable {
+        root.target = format!("{base}/rootfs");
+        return vec![root];
+    }
+    with_tmpfs_upper(vec![root], base)
+}
+
+/// One host mount as a guest mount of its own. A tree that is only a layer of the root, or the root of a container that
+/// does not write to it, is read-only.
+fn layer(mount: &Mount, read_only_tree: bool, target: String) -> Result<Storage<Planned>, RootfsError> {
     if !mount.target.is_empty() && mount.target != "/" {
         return Err(RootfsError::unsupported(format!(
             "target {:?}: only the root can be mounted on",
             mount.target
         )));
     }
+    let read_only = mount.options.iter().any(|option| option == "ro");
     match mount.fstype.as_str() {
         fstype @ ("erofs" | "ext4" | "xfs") => {
-            let read_only = fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+            let read_only = fstype == "erofs" || read_only;
             let source = Planned::Image { path: absolute(&mount.source)?, read_only };
-            Ok(Storage::new(fstype, source, target, image_options(&mount.options, read_only)?))
+            let options = image_options(&mount.options, read_only).map_err(RootfsError::unsupported)?;
+            Ok(Storage::new(fstype, source, target, options))
         }
-        "bind" => Ok(packed(Tree::Directory(absolute(&mount.source)?), target)),
-        "overlay" => Ok(packed(HostOverlay::parse(&mount.options)?.into_tree(), target)),
+        "bind" => {
+            Ok(shared(HostTree::Directory(absolute(&mount.source)?), read_only || read_only_tree, target))
+        }
+        "overlay" => {
+            let overlay = HostOverlay::parse(&mount.options)?;
+            let read_only = read_only || read_only_tree || !overlay.has_upper();
+            Ok(shared(overlay.into_tree(), read_only, target))
+        }
         other => Err(RootfsError::unsupported(format!(
             "type {other:?}: the guest takes erofs, ext4 and xfs images, overlay and bind mounts of directories"
         ))),
@@ -210,21 +266,20 @@ fn absolute(path: &str) -> Result<PathBuf, RootfsError> {
     Err(RootfsError::unsupported(format!("source {path:?} is not an absolute path")))
 }
 
-/// What of an image's mount options concerns the guest.
-fn image_options(options: &[String], read_only: bool) -> Result<Vec<String>, RootfsError> {
+/// What of an image's mount options concerns the guest. Fails with the reason to refuse one.
+pub(crate) fn image_options(options: &[String], read_only: bool) -> Result<Vec<String>, String> {
     let mut kept = Vec::new();
     for option in options.iter().map(String::as_str) {
         match option {
             // The image disk takes the place of a loop device; reading and writing is settled below.
             "loop" | "ro" | "rw" => {}
             _ if option.starts_with("device=") => {
-                let reason = "option device=: erofs images in several files are not supported";
-                return Err(RootfsError::unsupported(reason));
+                return Err("option device=: erofs images in several files are not supported".into());
             }
             // Done by containerd before the mount is sent.
             _ if option.starts_with("X-containerd.mkfs.") => {}
             _ if option.starts_with("X-containerd.") => {
-                return Err(RootfsError::unsupported(format!("option {option} is not supported")));
+                return Err(format!("option {option} is not supported"));
             }
             _ => kept.push(option.to_owned()),
         }
@@ -253,22 +308,15 @@ fn tmpfs_upper(mut options: Vec<String>, base: &str) -> [Storage<Planned>; 2] {
     [tmpfs, Storage::new("overlay", Planned::Path("overlay"), format!("{base}/rootfs"), options)]
 }
 
-/// Opens images and packs trees; `scratch_dir` is where the packed ones are kept, without a name.
-pub(crate) async fn prepare(
-    storages: Vec<Storage<Planned>>,
-    scratch_dir: &Path,
-) -> Result<Vec<Storage<Source>>, RootfsError> {
+/// Opens images. Trees are mounted once the pod has its fs server.
+pub(crate) fn prepare(storages: Vec<Storage<Planned>>) -> Result<Vec<Storage<Source>>, RootfsError> {
     let mut ready = Vec::with_capacity(storages.len());
     for Storage { fstype, source, target, options, directories } in storages {
         let source = match source {
             Planned::Image { path, read_only } => {
                 Source::File { file: image::open(&path, read_only)?, read_only }
             }
-            Planned::Tree(tree) => {
-                let name = tree.to_string();
-                let file = pack::pack(tree, scratch_dir).await.map_err(|e| RootfsError::Pack(name, e))?;
-                Source::File { file, read_only: true }
-            }
+            Planned::Tree(tree) => Source::Tree(tree),
             Planned::Path(path) => Source::Path(path.to_owned()),
             Planned::Name(name) => Source::Path(name),
         };
@@ -277,7 +325,7 @@ pub(crate) async fn prepare(
     Ok(ready)
 }
 
-impl std::fmt::Display for Tree {
+impl std::fmt::Display for HostTree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Directory(path) => write!(f, "{}", path.display()),

@@ -21,7 +21,7 @@ pub struct Settings {
     pub initramfs: PathBuf,
     /// A directory per running pod is made here: its state file and its sockets. Must be on a tmpfs.
     pub state_dir: PathBuf,
-    /// Images made from directories are kept here while their pod runs, as unnamed files.
+    /// `monohull run` keeps here what it unpacks and what its command writes, while that runs.
     pub scratch_dir: PathBuf,
     /// Memory in MiB that a pod's containers without a limit have together.
     pub default_memory_mib: u32,

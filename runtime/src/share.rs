@@ -1,6 +1,8 @@
-//! Host directories and files that a pod's containers share: the tree of exports, and the fs server that serves it.
+//! Host directories and files that a pod's containers share or have as their roots: the tree of exports, and the fs server
+//! that serves it.
 //!
-//! Each source becomes a mount in a directory that has no other content, `<pod>/shared/<number>`. The mounts belong to a
+//! Each source becomes a mount in a directory that has no other content, `<pod>/shared/<number>`, with an `r` before the
+//! number of a root. The mounts belong to a
 //! thread with a mount namespace of its own, which lives as long as the pod: nothing of them is seen outside, and whoever
 //! is killed, they vanish with the last process that is in there. The server is started from that thread. Later exports,
 //! and what the host mounts below a source, reach the server by mount propagation.
@@ -9,6 +11,7 @@ mod tree;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, mpsc};
@@ -18,6 +21,7 @@ use monohull_vmm::api::ExitReason;
 use tokio::io::Interest;
 use tokio::sync::oneshot;
 
+use crate::rootfs::HostTree;
 use crate::state::ProcessId;
 use crate::sys;
 use crate::vm::{Vm, VmError, VmWatch};
@@ -37,7 +41,7 @@ pub enum ShareError {
     SetUp(&'static str, #[source] io::Error),
     /// A source can't be mounted into the tree.
     #[error("cannot share {0} with the pod")]
-    Export(PathBuf, #[source] io::Error),
+    Export(String, #[source] io::Error),
     /// The VMM does not take the server.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -74,6 +78,7 @@ pub(crate) struct Export {
 /// What the thread is asked for.
 enum Command {
     Add(Export, oneshot::Sender<Result<String, ShareError>>),
+    AddRoot(HostTree, bool, oneshot::Sender<Result<(String, OwnedFd), ShareError>>),
     Remove(Vec<String>),
 }
 
@@ -86,8 +91,13 @@ pub(crate) struct Share {
 
 impl Share {
     /// Makes the tree in the pod's directory `dir`, starts the server `program` and connects it to the VM, which ends
-    /// when the server is lost.
-    pub(crate) async fn start(dir: &Path, program: &Path, vm: &Vm) -> Result<Self, ShareError> {
+    /// when the server is lost. `host_mounts` as in [`crate::pod::PodConfig`].
+    pub(crate) async fn start(
+        dir: &Path,
+        program: &Path,
+        host_mounts: Option<Arc<OwnedFd>>,
+        vm: &Vm,
+    ) -> Result<Self, ShareError> {
         let tree = dir.join(TREE);
         fs::create_dir(&tree).map_err(ShareError::set_up("make their directory"))?;
         let (ours, theirs) = protocol::channel().map_err(ShareError::set_up("make the server's socket"))?;
@@ -97,7 +107,7 @@ impl Share {
         let (started, start) = oneshot::channel();
         let program = program.to_owned();
         // A thread of its own: making the tree changes its namespaces for good.
-        let run = move || match Tree::start(tree, &program, theirs, their_memory) {
+        let run = move || match Tree::start(tree, host_mounts, &program, theirs, their_memory) {
             Ok((tree, child)) => {
                 if started.send(Ok(child)).is_ok() {
                     serve(tree, &receiver);
@@ -119,14 +129,32 @@ impl Share {
         self.server
     }
 
-    /// Shares a source. Returns the name by which the guest finds it.
+    /// Shares a source.
     pub(crate) async fn add(self: &Arc<Self>, export: Export) -> Result<Exported, ShareError> {
+        let name = self.ask(|reply| Command::Add(export, reply)).await?;
+        Ok(Exported { share: self.clone(), name })
+    }
+
+    /// Shares a container's root, which only its guest changes. Returns a descriptor of it besides (O_PATH): nobody else
+    /// has it mounted.
+    pub(crate) async fn add_root(
+        self: &Arc<Self>,
+        root: HostTree,
+        read_only: bool,
+    ) -> Result<(Exported, OwnedFd), ShareError> {
+        let (name, opened) = self.ask(|reply| Command::AddRoot(root, read_only, reply)).await?;
+        Ok((Exported { share: self.clone(), name }, opened))
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ShareError>>) -> Command,
+    ) -> Result<T, ShareError> {
         let (reply, answer) = oneshot::channel();
         // A send that fails drops `reply`.
-        let _ = self.commands.send(Command::Add(export, reply));
+        let _ = self.commands.send(command(reply));
         let ended = |_| ShareError::SetUp("reach their thread", io::ErrorKind::BrokenPipe.into());
-        let name = answer.await.map_err(ended)??;
-        Ok(Exported { share: self.clone(), name })
+        answer.await.map_err(ended)?
     }
 }
 
@@ -156,8 +184,14 @@ fn serve(mut tree: Tree, commands: &mpsc::Receiver<Command>) {
     for command in commands {
         match command {
             Command::Add(export, reply) => {
-                let added = tree.add(&export).map_err(|error| ShareError::Export(export.source, error));
-                if let Err(Ok(name)) = reply.send(added) {
+                let failed = |error| ShareError::Export(export.source.display().to_string(), error);
+                if let Err(Ok(name)) = reply.send(tree.add(&export).map_err(failed)) {
+                    tree.remove(&name);
+                }
+            }
+            Command::AddRoot(root, read_only, reply) => {
+                let failed = |error| ShareError::Export(root.to_string(), error);
+                if let Err(Ok((name, _))) = reply.send(tree.add_root(&root, read_only).map_err(failed)) {
                     tree.remove(&name);
                 }
             }

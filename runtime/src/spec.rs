@@ -1,6 +1,7 @@
 //! The OCI spec on its way into the guest: what can't be had there is refused with the field's name, what names the
 //! host is rewritten or dropped.
 
+mod devices;
 mod mounts;
 mod namespaces;
 #[cfg(test)]
@@ -11,8 +12,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime as oci;
 use serde::Serialize;
 
+pub(crate) use devices::BlockDevice;
+
 use crate::settings::HostNamespaces;
 use crate::share::Export;
+use crate::sockets::HostSocket;
 
 /// Longest spec or process that is sent: with the rest it must fit into one message of 4 MiB.
 const MAX_JSON: usize = 1024 * 1024;
@@ -49,13 +53,19 @@ impl SpecError {
     }
 }
 
-/// What a container's bind mounts stand for.
+/// What a container's mounts and devices stand for.
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
     /// Directories and files of the host.
     pub(crate) shared: Vec<Volume>,
     /// File systems in the guest's memory.
     pub(crate) memory: Vec<MemoryVolume>,
+    /// File systems in files and block devices of the host.
+    pub(crate) images: Vec<ImageVolume>,
+    /// Block devices without a mount.
+    pub(crate) devices: Vec<BlockDevice>,
+    /// UNIX sockets of the host.
+    pub(crate) sockets: Vec<SocketVolume>,
 }
 
 /// A directory or file of the host, and where the guest mounts it.
@@ -75,9 +85,29 @@ pub(crate) struct MemoryVolume {
     pub(crate) target: String,
 }
 
+/// A file system in a file or block device of the host, which the guest mounts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ImageVolume {
+    pub(crate) fstype: String,
+    pub(crate) source: PathBuf,
+    pub(crate) read_only: bool,
+    /// For the guest's mount.
+    pub(crate) options: Vec<String>,
+    pub(crate) target: String,
+}
+
+/// A socket of the host, and where the guest listens for connections to it.
+#[derive(Debug)]
+pub(crate) struct SocketVolume {
+    pub(crate) socket: HostSocket,
+    /// For the guest's: mode, owner.
+    pub(crate) options: Vec<String>,
+    pub(crate) target: String,
+}
+
 impl Volumes {
     fn count(&self) -> usize {
-        self.shared.len() + self.memory.len()
+        self.shared.len() + self.memory.len() + self.images.len() + self.sockets.len()
     }
 }
 
@@ -98,14 +128,14 @@ pub(crate) fn rewrite(
     hooks(&mut spec)?;
     let mut linux = spec.linux().clone().ok_or_else(|| SpecError::field("linux", "missing"))?;
     namespaces::rewrite(&mut linux, std::process::id(), host_namespaces)?;
-    devices(&linux)?;
+    let devices = devices::check(&linux)?;
     host_only(&mut linux)?;
     if let Some(wanted) = linux.resources().clone() {
         linux.set_resources(Some(resources(wanted)?));
     }
     spec.set_linux(Some(linux));
     let volumes = mounts::rewrite(&mut spec, base, bundle)?;
-    Ok((spec, volumes))
+    Ok((spec, Volumes { devices, ..volumes }))
 }
 
 /// Whether a container will probably share something of the host's file systems: then the fs server can start early.
@@ -173,21 +203,6 @@ const GUEST_DEVICES: [(&str, i64, i64); 9] = [
     ("/dev/net/tun", 10, 200),
     ("/dev/fuse", 10, 229),
 ];
-
-fn devices(linux: &oci::Linux) -> Result<(), SpecError> {
-    for device in linux.devices().iter().flatten() {
-        let number = (device.major(), device.minor());
-        let known = |&(_, major, minor): &(&str, i64, i64)| number == (major, minor);
-        let is_char = matches!(device.typ(), oci::LinuxDeviceType::C | oci::LinuxDeviceType::U);
-        if !is_char || !GUEST_DEVICES.iter().any(known) {
-            let field = format!("linux.devices ({})", device.path().display());
-            let reason = "host devices can't be passed to the guest (privileged containers: switch \
-                          `privileged_without_host_devices` on)";
-            return Err(SpecError::field(field, reason));
-        }
-    }
-    Ok(())
-}
 
 /// What else would name something of the host.
 fn host_only(linux: &mut oci::Linux) -> Result<(), SpecError> {

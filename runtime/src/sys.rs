@@ -54,8 +54,16 @@ pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
 /// Makes a mount read-only for good (mount_setattr(2)), with those below it if `recursive`. `mount` is a descriptor of
 /// its root, from open_tree(2).
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    mount_setattr(mount, libc::MOUNT_ATTR_RDONLY, 0, recursive)
+}
+
+/// Makes a mount, and those below it, hear of what happens at the mount it is a copy of, and tell it nothing.
+pub(crate) fn make_slave(mount: BorrowedFd<'_>) -> io::Result<()> {
+    mount_setattr(mount, 0, libc::MS_SLAVE, true)
+}
+
+fn mount_setattr(mount: BorrowedFd<'_>, attr_set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let size = size_of::<libc::mount_attr>();
     // SAFETY: the path is a terminated string, and pointer and size describe `attributes`; both outlive the call, which

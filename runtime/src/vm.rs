@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::settings::Settings;
+use crate::sockets::Sockets;
 use crate::timeline::Timeline;
 use owner::Owner;
 
@@ -154,13 +156,14 @@ impl VmFiles {
 
 impl Vm {
     /// Starts the VMM and boots the VM. The receiver gets the agent's connection, which means that the agent serves; it
-    /// fails when the VM ends before.
+    /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host.
     ///
     /// The VMM dies with the calling *thread*, which must live as long as the pod.
     pub(crate) fn boot(
         vmm: &Path,
         config: &VmConfig,
         files: VmFiles,
+        sockets: Arc<Sockets>,
         timeline: Timeline,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
@@ -171,7 +174,7 @@ impl Vm {
         let (ended_sender, ended) = watch::channel(None);
         let (agent, ready) = oneshot::channel();
         let (memory, taken) = watch::channel(0);
-        let expected = owner::Expected::new(agent, memory, timeline);
+        let expected = owner::Expected::new(agent, sockets, memory, timeline);
         let owner = Owner::new(process, command_receiver, ended_sender, expected);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };
@@ -234,16 +237,48 @@ impl Vm {
         let (reply, answer) = oneshot::channel();
         // A send that fails drops `reply`: the answer below then says that the VM has ended.
         let _ = self.commands.send(Command::Request { action, fds, reply });
-        match tokio::time::timeout(REPLY_DEADLINE, answer).await {
-            Ok(Ok(Ok(done))) => Ok(done),
-            Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
-            Ok(Err(_)) => Err(VmError::Ended(self.watch.ended().await.reason)),
-            Err(_) => Err(VmError::Timeout(what)),
-        }
+        answered(what, answer, &self.watch).await
+    }
+}
+
+/// An extent's removal that is under way.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    answer: oneshot::Receiver<Result<Done, String>>,
+    vm: VmWatch,
+}
+
+impl Removal {
+    /// Waits for the VMM's answer: the extent's file is closed then.
+    pub(crate) async fn done(self) -> Result<(), VmError> {
+        answered("remove a file from the image disk", self.answer, &self.vm).await.map(drop)
+    }
+}
+
+/// Waits for the answer to a request.
+async fn answered(
+    what: &'static str,
+    answer: oneshot::Receiver<Result<Done, String>>,
+    vm: &VmWatch,
+) -> Result<Done, VmError> {
+    match tokio::time::timeout(REPLY_DEADLINE, answer).await {
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
+        Ok(Err(_)) => Err(VmError::Ended(vm.ended().await.reason)),
+        Err(_) => Err(VmError::Timeout(what)),
     }
 }
 
 impl VmWatch {
+    /// Asks the VMM to take the extent that begins at sector `start` off the image disk; nothing in a VM that has ended.
+    pub(crate) fn remove_extent(&self, start: u64) -> Option<Removal> {
+        let commands = self.commands.upgrade()?;
+        let (reply, answer) = oneshot::channel();
+        let action = Action::RemoveExtent { start };
+        commands.send(Command::Request { action, fds: Vec::new(), reply }).ok()?;
+        Some(Removal { answer, vm: self.clone() })
+    }
+
     /// Waits for the end of the VM. Its process is gone then.
     pub(crate) async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();

@@ -20,7 +20,7 @@ use crate::stand_in::StandIn;
 pub(crate) struct Container<P> {
     /// What was known of it before it existed.
     pub(crate) origin: Origin,
-    /// The pid by which engines know it and its execs: the shim's, or that of a thread of the shim's.
+    /// The pid by which engines know it and its execs: that of a thread of the shim's, or a sandbox's the shim's.
     pub(crate) pid: u32,
     _stand_in: Option<StandIn>,
     /// Its init process.
@@ -84,10 +84,9 @@ impl Origin {
 }
 
 impl<P: GuestProcess> Container<P> {
-    /// A container that has just been created. `pod` is the shim's pid, which is that of the pod's first container.
-    pub(crate) fn new(origin: Origin, init: TaskProcess<P>, pod: u32, stand_in: Option<StandIn>) -> Self {
+    /// A container that has just been created. A sandbox has no stand-in: `pid` is the shim's.
+    pub(crate) fn new(origin: Origin, init: TaskProcess<P>, pid: u32, stand_in: Option<StandIn>) -> Self {
         let (ending, oom_kills) = (AtomicBool::new(false), AtomicU64::new(0));
-        let pid = stand_in.as_ref().map_or(pod, StandIn::pid);
         let (init, execs) = (Arc::new(init), Mutex::default());
         Self { origin, pid, _stand_in: stand_in, init, execs, ending, oom_kills }
     }

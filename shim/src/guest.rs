@@ -2,6 +2,7 @@
 //! state machine can be tested without a VM.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use monohull_runtime::pod::{ContainerConfig, Pod, PodConfig, PodError};
@@ -42,6 +43,7 @@ pub(crate) trait Guest: Sized + Send + Sync + 'static {
     fn stats(&self, container: Option<&str>) -> impl Future<Output = Result<Vec<u8>, PodError>> + Send;
     fn oom_kills(&self, container: &str, seen: u64) -> impl Future<Output = Option<u64>> + Send;
     fn refresh_network(&self) -> impl Future<Output = Result<(), PodError>> + Send;
+    fn take_root(&self, container: &str) -> Option<OwnedFd>;
     fn delete_container(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
     fn ended(&self) -> impl Future<Output = ExitReason> + Send;
     fn shutdown(&self) -> impl Future<Output = Result<ExitReason, PodError>> + Send;
@@ -111,6 +113,10 @@ impl Guest for Pod {
 
     async fn refresh_network(&self) -> Result<(), PodError> {
         self.refresh_network().await
+    }
+
+    fn take_root(&self, container: &str) -> Option<OwnedFd> {
+        self.take_root(container)
     }
 
     async fn delete_container(&self, container: &str) -> Result<(), PodError> {

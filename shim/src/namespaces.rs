@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -123,14 +124,19 @@ pub(crate) fn join_network(path: &Path) -> Result<(), NamespaceError> {
 #[derive(Debug)]
 pub(crate) struct Outside {
     network: OwnedFd,
-    mount: OwnedFd,
+    mount: Arc<OwnedFd>,
 }
 
 impl Outside {
     /// The namespaces that the process is in now.
     pub(crate) fn open() -> io::Result<Self> {
         let open = |path| File::open(path).map(OwnedFd::from);
-        Ok(Self { network: open("/proc/self/ns/net")?, mount: open("/proc/self/ns/mnt")? })
+        Ok(Self { network: open("/proc/self/ns/net")?, mount: open("/proc/self/ns/mnt")?.into() })
+    }
+
+    /// Its mounts.
+    pub(crate) fn mounts(&self) -> Arc<OwnedFd> {
+        self.mount.clone()
     }
 }
 

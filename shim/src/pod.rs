@@ -56,7 +56,7 @@ pub(crate) struct PodInfo {
     pub(crate) id: String,
     /// containerd's namespace.
     pub(crate) namespace: String,
-    /// The shim's own pid: what engines get for the pod and its first container (docs/decisions/0002-pids.md).
+    /// The shim's own pid: what engines get for the pod (docs/decisions/0002-pids.md).
     pub(crate) pid: u32,
     /// The namespaces of the host, or why the pod's could not be entered. `Ok(None)` runs host programs right here.
     pub(crate) outside: Result<Option<Outside>, String>,
@@ -220,7 +220,12 @@ impl<G: Guest> PodTasks<G> {
         }
         let pids_of = self.take_pids_target(&mut origin.spec);
         let is_pod = request.id == self.info.id && self.sandbox().is_none();
-        let stand_in = if is_pod { None } else { Some(StandIn::start().map_err(TaskError::StandIn)?) };
+        let stand_in = if bundle::is_sandbox(Some(&origin.spec)) {
+            None
+        } else {
+            Some(StandIn::start().map_err(TaskError::StandIn)?)
+        };
+        let pid = stand_in.as_ref().map_or(self.info.pid, StandIn::pid);
         let paths = StdioPaths {
             terminal: request.terminal,
             stdin: request.stdin.clone(),
@@ -239,9 +244,9 @@ impl<G: Guest> PodTasks<G> {
         };
         let created = if is_pod {
             let settings = options::settings(&request.options)?;
-            self.create_pod(settings, &origin, config).await
+            self.create_pod(settings, &origin, pid, config).await
         } else {
-            self.create_member(&origin, config).await
+            self.create_member(&origin, pid, config).await
         };
         let guest = match created {
             Ok(guest) => guest,
@@ -250,9 +255,20 @@ impl<G: Guest> PodTasks<G> {
                 return Err(error);
             }
         };
+        if let Some(stand_in) = &stand_in {
+            self.lend_root(&request.id, stand_in).await;
+        }
         let copies = endpoints.connect(guest.take_streams());
         let init = TaskProcess::created(paths, guest, copies);
-        Ok(Arc::new(Container::new(origin, init, self.info.pid, stand_in)))
+        Ok(Arc::new(Container::new(origin, init, pid, stand_in)))
+    }
+
+    /// Makes a container's root that of the thread which stands for it. Without, engines find no file to copy.
+    async fn lend_root(&self, id: &str, stand_in: &StandIn) {
+        let Some(root) = self.vm().ok().and_then(|vm| vm.take_root(id)) else { return };
+        if let Err(error) = stand_in.enter(root).await {
+            tracing::warn!(container = id, %error, "container's root can't be entered: nothing can be copied from it");
+        }
     }
 
     /// The container of this pod whose PID namespace a spec names by that container's pid; the spec then names the
@@ -270,6 +286,7 @@ impl<G: Guest> PodTasks<G> {
         self: &Arc<Self>,
         settings: Settings,
         origin: &Origin,
+        pid: u32,
         container: ContainerConfig,
     ) -> Result<G::Process, TaskError> {
         if !matches!(*self.vm_slot(), Vm::Absent) {
@@ -277,13 +294,14 @@ impl<G: Guest> PodTasks<G> {
         }
         link_state(&settings, &self.info, &origin.bundle);
         let demand = Demand::of_pod(&origin.spec).map_err(PodError::from)?;
-        let config = pod_config(settings, demand, &self.info, &origin.spec);
+        let mut config = pod_config(settings, demand, &self.info, &origin.spec);
+        config.share = container.shares();
         let (vm, process) = if origin.hooks.is_empty() {
             G::start_with(config, container).await?
         } else {
             // Hooks write files that the container gets by value, so it is created after them.
             let vm = G::start(config).await?;
-            let hooks = origin.run_create_hooks(self.info.pid, self.outside()?).await;
+            let hooks = origin.run_create_hooks(pid, self.outside()?).await;
             let created = match hooks {
                 Ok(()) => vm.create_container(container).await.map_err(TaskError::from),
                 Err(error) => Err(error),
@@ -327,10 +345,11 @@ impl<G: Guest> PodTasks<G> {
     async fn create_member(
         &self,
         origin: &Origin,
+        pid: u32,
         container: ContainerConfig,
     ) -> Result<G::Process, TaskError> {
         let vm = self.vm()?;
-        origin.run_create_hooks(self.info.pid, self.outside()?).await?;
+        origin.run_create_hooks(pid, self.outside()?).await?;
         Ok(vm.create_container(container).await?)
     }
 
@@ -503,6 +522,8 @@ fn pod_config(settings: Settings, demand: Demand, info: &PodInfo, spec: &oci::Sp
         hostname: spec.hostname().clone().unwrap_or_default(),
         sysctls: spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default(),
         shm_bytes: spec::shm_bytes(spec),
+        share: true,
+        host_mounts: info.outside.as_ref().ok().and_then(Option::as_ref).map(Outside::mounts),
         network: namespaces::has_network(spec),
         console: None,
         timeline: info.timeline.clone(),

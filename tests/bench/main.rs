@@ -23,9 +23,10 @@ fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         None => all(),
         Some("instructions") => instructions(),
+        Some("fork") => vmm::forks(),
         Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
         Some(other) => Err(io::Error::other(format!(
-            "unknown argument {other}; usage: monohull-bench [instructions|network]"
+            "unknown argument {other}; usage: monohull-bench [fork|instructions|network]"
         ))),
     };
     match result {
@@ -44,6 +45,7 @@ fn all() -> io::Result<()> {
     network::both_ways(&engine)?;
     drop(engine);
     vmm::exec_to_exit()?;
+    vmm::forks()?;
     binaries()
 }
 
@@ -92,7 +94,9 @@ fn idle_pod(engine: &Engine) -> io::Result<()> {
         }
         let mut table = Table::new(&[&format!("{name}: idle pod, KiB"), "private", "shared", "guest"]);
         for (pid, process) in leaks::processes() {
-            if process.contains("monohull-v") || process.starts_with("containerd-shim") {
+            if ["monohull-vmm", "monohull-fs"].contains(&process.as_str())
+                || process.starts_with("containerd-shim")
+            {
                 let memory = memory::of(pid);
                 let cells = [memory.private, memory.shared, memory.guest].map(|kib| kib.to_string());
                 table.row(&[vec![process], cells.to_vec()].concat());

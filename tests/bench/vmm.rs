@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use monohull_tests::vm::{Guest, Start};
 use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,6 +35,47 @@ pub(crate) fn exec_to_exit() -> io::Result<()> {
         table.row(&[vec![name.to_owned()], Spread::of(times).cells().to_vec()].concat());
     }
     table.print(&format!("The bare VMM with a guest that resets at once, {RUNS} runs each"));
+    Ok(())
+}
+
+/// When a step of a start was done.
+type Step = fn(&Start) -> Duration;
+
+/// A pod's guest, booted and forked in turn, from the VMM's exec to the agent's answer.
+pub(crate) fn forks() -> io::Result<()> {
+    let mut original = Guest::boot()?;
+    original.wait_for_agent()?;
+    let begun = Instant::now();
+    let (snapshot, saved) = original.snapshot()?;
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    drop(original);
+    let (mut boots, mut forks) = (Vec::new(), Vec::new());
+    for round in 0..=RUNS {
+        let starts = [Guest::boot()?.measure()?, Guest::fork(&snapshot)?.measure()?];
+        if round > 0 {
+            let [boot, fork] = starts;
+            boots.push(boot);
+            forks.push(fork);
+        }
+    }
+    let mut table = Table::new(&["1 vCPU, 128 MiB, ms", "min", "median", "max"]);
+    for (name, starts) in [("cold boot", &boots), ("fork", &forks)] {
+        let steps: [(&str, Step); 3] = [
+            ("CPUs run", |start| start.cpus_run),
+            ("agent connected", |start| start.agent_ready),
+            ("agent has answered", |start| start.answered),
+        ];
+        for (step, at) in steps {
+            let times = starts.iter().map(|start| at(start).as_secs_f64() * 1e3).collect();
+            table.row(&[vec![format!("{name}: {step}")], Spread::of(times).cells().to_vec()].concat());
+        }
+    }
+    table.print(&format!("The bare VMM with a pod's guest, from its exec, {RUNS} runs each in turn"));
+    println!(
+        "\nPause and snapshot took {took:.0} ms: {} KiB of state, {} KiB of memory that is not zero.",
+        saved.state_bytes >> 10,
+        saved.memory_bytes >> 10
+    );
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use crate::leaks::assert_nothing_beyond;
 pub(crate) const CASES: &[Case] = &[
     ("a_corrupt_config_json_is_told", corrupt_spec),
     ("a_missing_rootfs_is_told", missing_rootfs),
-    ("a_full_disk_is_told", full_disk),
     ("a_host_without_kvm_is_told", no_kvm),
     ("a_host_without_memory_for_the_guest_is_told", no_memory),
     ("host_network_is_refused", host_network),
@@ -82,19 +81,6 @@ fn missing_rootfs(engine: &Engine) {
     };
     assert_ne!(output.code(), 0);
     assert!(output.stderr.contains("/no/such/root"), "{}", output.stderr);
-}
-
-fn full_disk(engine: &Engine) {
-    let full = engine.scratch().join("full");
-    std::fs::create_dir_all(&full).expect("a mount point");
-    let mount = |arguments: &[&str]| {
-        let status = std::process::Command::new(arguments[0]).args(&arguments[1..]).arg(&full).status();
-        assert!(status.expect("mount runs").success());
-    };
-    mount(&["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
-    let run = with_settings(engine, "full", &format!("scratch_dir = \"{}\"\n", full.display()));
-    assert_refused(engine, &run, &["no space left", "scratch_dir"]);
-    mount(&["umount"]);
 }
 
 fn no_kvm(engine: &Engine) {

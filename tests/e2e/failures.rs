@@ -29,6 +29,10 @@ impl PodProcess {
         self.signal(Signal::SIGKILL);
     }
 
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.as_raw()
+    }
+
     fn signal(&self, signal: Signal) {
         kill(self.0, signal).expect("the process is there");
     }

@@ -4,28 +4,34 @@
 // A test fails by panicking.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::io;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use monohull_tests::engine::{Client, Engine, release};
 
 mod bad_input;
+mod block;
 mod budget;
 mod cli;
 mod containers;
 mod control;
 mod cri;
 mod failures;
+mod fork;
 mod leaks;
 mod lifecycle;
 mod matrix;
+mod mirrors;
 mod network;
 mod pods;
 mod processes;
 mod resources;
+mod roots;
 mod sandbox;
+mod sockets;
 mod stdio;
 mod volumes;
 
@@ -33,7 +39,7 @@ mod volumes;
 type Case = (&'static str, fn(&Engine));
 
 /// What depends on the engine: the versions of its API, and its client's ways.
-const WITH_BOTH: [&[Case]; 9] = [
+const WITH_BOTH: [&[Case]; 10] = [
     containers::CASES,
     processes::CASES,
     control::CASES,
@@ -42,12 +48,13 @@ const WITH_BOTH: [&[Case]; 9] = [
     sandbox::CASES,
     lifecycle::CASES,
     failures::CASES,
+    roots::CASES,
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 5] =
-    [network::CASES, resources::CASES, volumes::CASES, bad_input::CASES, budget::CASES];
-const WITH_NERDCTL: [&[Case]; 2] = [network::NERDCTL_CASES, cri::CASES];
+const WITH_CTR: [&[Case]; 6] =
+    [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
+const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
@@ -58,14 +65,23 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let matrix = release().is_some();
     let times = Arc::new(Mutex::new(Vec::new()));
-    let mut trials = if matrix { Vec::new() } else { cli::trials() };
-    for (client, own) in [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])] {
+    let mut trials =
+        if matrix { Vec::new() } else { cli::trials().into_iter().chain(fork::trials()).collect() };
+    let engines =
+        [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])].map(|(client, own)| Group {
+            name: client.name(),
+            start: Box::new(move || Engine::start(client)),
+            cases: WITH_BOTH.iter().chain(own).copied().flatten().copied().collect(),
+        });
+    let wanted = |group: &str, (name, _): &Case| {
+        !matrix || group == Client::Ctr.name() && matrix::NAMES.contains(name)
+    };
+    for Group { name, start, cases } in engines.into_iter().chain(block::groups()) {
         // Started by the first test that needs it, ended with the last.
-        let engine = Arc::new(Lazy::new(client));
-        let wanted = |(name, _): &&Case| !matrix || client == Client::Ctr && matrix::NAMES.contains(name);
-        for &(name, case) in WITH_BOTH.iter().chain(own).copied().flatten().filter(wanted) {
+        let engine = Arc::new(Lazy { start, engine: OnceLock::new() });
+        for (case_name, case) in cases.into_iter().filter(|case| wanted(&name, case)) {
             let (engine, times) = (engine.clone(), times.clone());
-            let name = format!("{}::{name}", client.name());
+            let name = format!("{name}::{case_name}");
             trials.push(Trial::test(name.clone(), move || {
                 let engine = engine.get()?;
                 let start = Instant::now();
@@ -74,6 +90,9 @@ fn main() -> ExitCode {
                 Ok(())
             }));
         }
+    }
+    if !matrix {
+        trials.push(block::devmapper_trial());
     }
     assert!(!matrix || trials.len() == matrix::NAMES.len(), "the matrix names a test that there is not");
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -89,19 +108,25 @@ fn print_slowest(times: &mut [(Duration, String)]) {
     }
 }
 
+/// The start of an engine.
+type Start = Box<dyn Fn() -> io::Result<Engine> + Send + Sync>;
+
+/// Tests that share an engine.
+struct Group {
+    name: String,
+    start: Start,
+    cases: Vec<Case>,
+}
+
 /// An engine that starts when it is first used.
 struct Lazy {
-    client: Client,
-    engine: std::sync::OnceLock<Result<Engine, String>>,
+    start: Start,
+    engine: OnceLock<Result<Engine, String>>,
 }
 
 impl Lazy {
-    fn new(client: Client) -> Self {
-        Self { client, engine: std::sync::OnceLock::new() }
-    }
-
     fn get(&self) -> Result<&Engine, String> {
-        let start = || Engine::start(self.client).map_err(|error| error.to_string());
+        let start = || (self.start)().map_err(|error| error.to_string());
         self.engine.get_or_init(start).as_ref().map_err(Clone::clone)
     }
 }

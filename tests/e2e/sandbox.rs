@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-fn make(engine: &Engine) -> String {
+pub(crate) fn make(engine: &Engine) -> String {
     let name = id("sandbox");
     let path = engine.scratch().join("sandbox.json");
     let namespaces =

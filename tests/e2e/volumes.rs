@@ -1,11 +1,12 @@
 //! Volumes: directories and files of the host in a container.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use monohull_tests::engine::{Client, Engine, Output, Run};
+use monohull_tests::engine::{Client, Engine, Output, Run, in_container};
 use monohull_tests::leaks::{Census, processes};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,20 +25,29 @@ pub(crate) const CASES: &[Case] = &[
     ("a_symbolic_link_leads_nowhere_outside_the_volume", escape),
     ("a_projected_volume_changes_while_the_container_runs", projected),
     ("a_program_on_a_volume_is_executed", executed),
-    ("a_socket_is_refused_by_name", socket),
+    ("a_fifo_and_a_device_are_refused_by_name_and_common_devices_are_the_guests", special_files),
+    ("locks_exclude_each_other_within_the_pod", locks),
+    ("mounts_that_would_have_to_propagate_to_the_host_are_refused", bidirectional),
+    ("an_empty_dir_in_memory_has_the_size_owner_and_mode_of_the_hosts", memory),
+    ("huge_pages_are_refused", huge_pages),
     ("killing_the_fs_server_ends_the_pod_and_leaves_nothing", killed_server),
 ];
 
 /// A new directory on the host.
-fn directory(engine: &Engine) -> PathBuf {
+pub(crate) fn directory(engine: &Engine) -> PathBuf {
     let path = engine.scratch().join(id("volume"));
     fs::create_dir(&path).expect("a directory for the volume");
     path
 }
 
 /// The option that mounts `source` on `target`.
-fn volume(engine: &Engine, source: &Path, target: &str, read_only: bool) -> [String; 2] {
-    let (source, mode) = (source.display(), if read_only { "ro" } else { "rw" });
+pub(crate) fn volume(engine: &Engine, source: &Path, target: &str, read_only: bool) -> [String; 2] {
+    mounted(engine, source, target, if read_only { "ro" } else { "rw" })
+}
+
+/// [`volume`] with mount options.
+fn mounted(engine: &Engine, source: &Path, target: &str, mode: &str) -> [String; 2] {
+    let source = source.display();
     match engine.client() {
         Client::Ctr => {
             ["--mount".into(), format!("type=bind,src={source},dst={target},options=rbind:{mode}")]
@@ -221,12 +231,93 @@ fn executed(engine: &Engine) {
     assert_eq!(output.text(), "mapped\n", "{}", output.stderr);
 }
 
-fn socket(engine: &Engine) {
-    let host = directory(engine).join("socket");
-    let _listener = std::os::unix::net::UnixListener::bind(&host).expect("a socket");
+fn special_files(engine: &Engine) {
+    let fifo = directory(engine).join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    for (source, words) in
+        [(fifo.as_path(), "a FIFO of the host"), (Path::new("/dev/kvm"), "a device of the host")]
+    {
+        let output = run(engine, source, false, "true");
+        assert_ne!(output.code(), 0);
+        assert!(output.stderr.contains(words), "{}", output.stderr);
+    }
+    let output = run(engine, Path::new("/dev/null"), false, "echo x > /mnt && stat -c %t,%T /mnt");
+    assert_eq!(output.text(), "1,3\n", "{}", output.stderr);
+}
+
+/// Locks are the guest's: its processes exclude each other, the host and the pod do not.
+fn locks(engine: &Engine) {
+    let host = directory(engine);
+    fs::write(host.join("file"), "").expect("written");
+    let mut holder = Command::new(in_container());
+    holder.arg("lock").arg(host.join("file")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = holder.spawn().expect("the host's lock");
+    let mut said = [0; 7];
+    holder.stdout.take().expect("piped").read_exact(&mut said).expect("read");
+    assert_eq!(&said, b"locked\n");
+    // The first has its locks as long as descriptor 3 is open.
+    let script = "mkfifo /tmp/end; exec 3<> /tmp/end; /bin/in-container lock /mnt/file < /tmp/end > /tmp/first & \
+                  until grep . /tmp/first 2> /dev/null; do :; done; /bin/in-container lock /mnt/file < /dev/null; \
+                  kill $!; wait; /bin/in-container lock /mnt/file < /dev/null";
+    let mut run = Run::sh(&id("locks"), script);
+    run.extra = volume(engine, &host, "/mnt", false).into();
+    run.extra.extend(volume(engine, Path::new(&in_container()), "/bin/in-container", true));
+    let output = engine.run(&run);
+    assert_eq!(output.text(), "locked\nbusy\nlocked\n", "{}", output.stderr);
+    drop(holder.stdin.take());
+    assert!(holder.wait().expect("the host's lock ends").success());
+}
+
+fn bidirectional(engine: &Engine) {
+    let host = directory(engine);
+    let mount = |options: &[&str]| {
+        let status = Command::new("mount").args(options).arg(&host).status();
+        assert!(status.expect("mount runs").success());
+    };
+    // nerdctl wants a shared mount for it.
+    mount(&["--bind", &host.to_string_lossy()]);
+    mount(&["--make-shared"]);
+    let name = id("shared");
+    let mut run = Run::new(&name, &["true"]);
+    run.extra = match engine.client() {
+        Client::Ctr => mounted(engine, &host, "/mnt", "rw:rshared").into(),
+        Client::Nerdctl => mounted(engine, &host, "/mnt", "rw,rshared").into(),
+    };
+    let output = engine.run(&run);
+    assert_ne!(output.code(), 0);
+    assert!(output.stderr.contains("Bidirectional"), "{}", output.stderr);
+    engine.remove(&name);
+    let status = Command::new("umount").arg(&host).status();
+    assert!(status.expect("umount runs").success());
+}
+
+/// What the kubelet mounts for `medium: Memory`; it is told by its path.
+fn memory(engine: &Engine) {
+    let host = directory(engine).join("volumes/kubernetes.io~empty-dir/cache");
+    fs::create_dir_all(&host).expect("directories");
+    let status = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=3m,uid=1000,gid=2000,mode=2770", "tmpfs"])
+        .arg(&host)
+        .status();
+    assert!(status.expect("mount runs").success());
+    let script = "df -k /mnt | awk 'NR == 2 { print $1, $2 }'; stat -c '%u %g %a' /mnt; \
+                  dd if=/dev/zero of=/mnt/f bs=1M count=4 2>&1 | grep -c 'No space'";
+    let output = run(engine, &host, false, script);
+    assert_eq!(output.text(), "memory 3072\n1000 2000 2770\n1\n", "{}", output.stderr);
+    assert_eq!(fs::read_dir(&host).expect("read").count(), 0, "it is the guest's memory");
+    let status = Command::new("umount").arg(&host).status();
+    assert!(status.expect("umount runs").success());
+}
+
+fn huge_pages(engine: &Engine) {
+    let host = directory(engine);
+    let status = Command::new("mount").args(["-t", "hugetlbfs", "none"]).arg(&host).status();
+    assert!(status.expect("mount runs").success());
     let output = run(engine, &host, false, "true");
     assert_ne!(output.code(), 0);
-    assert!(output.stderr.contains("a socket of the host"), "{}", output.stderr);
+    assert!(output.stderr.contains("the guest has no huge pages"), "{}", output.stderr);
+    let status = Command::new("umount").arg(&host).status();
+    assert!(status.expect("umount runs").success());
 }
 
 fn killed_server(engine: &Engine) {

@@ -135,34 +135,49 @@ impl Run {
 impl Engine {
     /// Starts a containerd without a CRI and gives it the test image ([`image`]).
     pub fn start(client: Client) -> io::Result<Self> {
+        Self::start_with(client, |_| Ok(String::new()))
+    }
+
+    /// [`Self::start`] with more in its configuration (TOML), which `configure` makes, given [`Self::scratch`]. Programs
+    /// that it puts into `bin` there are the first that containerd finds.
+    pub fn start_with(
+        client: Client,
+        configure: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> io::Result<Self> {
         let without_cri = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n";
-        Self::start_with(client, without_cri, "")
+        Self::launch(client, without_cri, configure)
     }
 
     /// Starts a containerd 2.3 with a CRI. Its runtime handler `monohull` makes sandboxes without pause containers.
     pub fn start_cri() -> io::Result<Self> {
-        Self::start_with(Client::Nerdctl, "version = 3\n", include_str!("cri.toml"))
+        Self::launch(Client::Nerdctl, "version = 3\n", |_| Ok(include_str!("cri.toml").to_owned()))
     }
 
-    /// `head` and `tail` of the configuration have what precedes its tables, and tables.
-    fn start_with(client: Client, head: &str, tail: &str) -> io::Result<Self> {
+    /// `head` and what `tail` makes are the parts of the configuration that precede its tables, and tables.
+    fn launch(
+        client: Client,
+        head: &str,
+        tail: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> io::Result<Self> {
         let dir = tempfile::Builder::new().prefix("monohull-e2e-").tempdir_in("/run")?;
         let mut text = head.to_owned();
         let _ = write!(
             text,
             "root = \"{root}/root\"\nstate = \"{root}/state\"\n[grpc]\naddress = \"{root}/sock\"\n\
-             [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n{tail}",
+             [ttrpc]\naddress = \"{root}/sock.ttrpc\"\n",
             root = dir.path().display()
         );
-        fs::write(dir.path().join("config.toml"), text)?;
         fs::create_dir(dir.path().join("bin"))?;
+        text.push_str(&tail(dir.path())?);
+        fs::write(dir.path().join("config.toml"), text)?;
         let daemon = spawn_daemon(client, dir.path())?;
         let engine = Self { client, daemon, dir };
         engine.wait_until_ready()?;
         let imported = engine.ctr(&["image", "import", &image()]).output()?;
         if !imported.status.success() {
-            return Err(io::Error::other(String::from_utf8_lossy(&imported.stderr).into_owned()));
+            let words = String::from_utf8_lossy(&imported.stderr);
+            return Err(io::Error::other(format!("cannot import the test image: {words}{}", engine.log())));
         }
         Ok(engine)
     }
@@ -452,6 +467,12 @@ pub fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
 /// The test image, a docker archive: `MONOHULL_TEST_IMAGE`, or where the test host has it.
 pub fn image() -> String {
     std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
+}
+
+/// The program that does in containers what busybox can't (`src/bin/in-container.rs`): `MONOHULL_IN_CONTAINER`, or where
+/// the test host has it.
+pub fn in_container() -> String {
+    std::env::var("MONOHULL_IN_CONTAINER").unwrap_or("/opt/tests/in-container".into())
 }
 
 /// A number that no other call in this process returns.

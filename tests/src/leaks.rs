@@ -30,7 +30,7 @@ impl Census {
     pub fn take(bundles: &Path) -> Self {
         let mut census = Self::default();
         for (pid, name) in processes() {
-            if name.contains("monohull") || name == "mkfs.erofs" {
+            if name.contains("monohull") {
                 census.processes.insert(format!("{name} ({pid})"));
             }
             if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) {

@@ -7,3 +7,4 @@ pub mod engine;
 pub mod leaks;
 pub mod memory;
 pub mod network;
+pub mod vm;

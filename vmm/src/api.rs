@@ -60,6 +60,12 @@ pub enum FdRole {
     Vsock,
     /// Where the guest's debug console is written. Without it there is no console device.
     Console,
+    /// The state file of a snapshot ([`Action::Snapshot`]). With it and [`Self::Memory`], and without a kernel and an
+    /// initramfs, the VM starts where that snapshot was taken. Its configuration must be that of the VM that was saved,
+    /// but for the name and the huge pages; there is nothing to append to the command line.
+    State,
+    /// The memory file of the same snapshot. Any number of VMs may share it; it must not change while one of them runs.
+    Memory,
 }
 
 /// What the owner asks of a running VM. The VMM answers each with a [`Reply`] that carries the same `id`.
@@ -80,6 +86,12 @@ pub enum Action {
     AddExtent {
         /// The device refuses writes to a read-only extent, whatever the descriptor allows.
         read_only: bool,
+    },
+    /// Takes an extent off the image disk: from now on the guest's requests for its sectors fail, and no later extent gets
+    /// them. The answer comes when what the guest had written is durable and the VMM's descriptor is closed.
+    RemoveExtent {
+        /// Its first sector ([`Done::ExtentAdded`]).
+        start: u64,
     },
     /// Gives network interface `nic` the tap device of this message's one descriptor (opened with `IFF_TAP`,
     /// `IFF_NO_PI` and `IFF_VNET_HDR`) and brings its link up. It takes the place of the one the interface has, if any.
@@ -102,6 +114,15 @@ pub enum Action {
         /// MiB, rounded up to a multiple of 2.
         mib: u32,
     },
+    /// Stops all CPUs between two instructions. The guest's clocks go on. A paused VM serves requests, and its devices serve
+    /// the host.
+    Pause,
+    /// Lets the CPUs of a paused VM run on.
+    Resume,
+    /// Saves the paused VM, which stays paused, into this message's two descriptors: its state and its memory, empty regular
+    /// files open for writing. Refused for a VM that has extents, a server for host directories, or added
+    /// memory. When it fails, the files are of no use.
+    Snapshot,
     /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
     Stop,
 }
@@ -141,8 +162,19 @@ pub enum Done {
         /// MiB.
         plugged_mib: u32,
     },
+    /// How much a snapshot takes.
+    Saved(Saved),
     /// Nothing to tell.
     Ok,
+}
+
+/// How much a snapshot takes.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Saved {
+    /// Bytes of the state file.
+    pub state_bytes: u64,
+    /// Bytes of the memory file that are not holes.
+    pub memory_bytes: u64,
 }
 
 /// Events, in the order they happened.

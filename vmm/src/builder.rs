@@ -4,27 +4,24 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestAddressSpace;
 
-use crate::api::{Event, FdRole, FromVmm, GUEST_CID, MAX_MEMORY_MIB, MEMORY_STEP_MIB, VmConfig};
+use crate::api::{Event, FdRole, FromVmm, MAX_MEMORY_MIB, MEMORY_STEP_MIB, VmConfig};
 use crate::bus::Bus;
-use crate::control::{FsPort, Handles, Outbox, to_mib};
-use crate::devices::balloon::Balloon;
-use crate::devices::blk::ImageDisk;
-use crate::devices::fs::Fs;
+use crate::control::{Outbox, to_mib};
+use crate::device_set::DeviceSet;
 use crate::devices::mem::{Mem, SLOT};
-use crate::devices::net::Net;
-use crate::devices::rng::Rng;
 use crate::devices::serial::Console;
-use crate::devices::vsock::Vsock;
 use crate::hotplug::Hotplug;
 use crate::marks::Marks;
 use crate::memory::{self, AddressRange, MemoryError};
-use crate::virtio::{GuestMemory, MmioTransport, VirtioDevice};
+use crate::persist::Persist;
+use crate::snapshot::{Shape, Snapshot, SnapshotError, State};
+use crate::virtio::{GuestMemory, MmioTransport};
 use crate::vm::{self, Vm, VmError};
 use crate::x86::boot::{self, BootError, Payload};
 use crate::x86::cmdline::{self, CmdlineError};
@@ -56,6 +53,9 @@ pub(crate) enum BuildError {
     /// The boot CPU.
     #[error("KVM can't set the boot CPU's registers")]
     Registers(#[source] kvm_ioctls::Error),
+    /// The snapshot it is to start from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A device.
     #[error("can't make the {0}")]
     Device(&'static str, #[source] io::Error),
@@ -64,8 +64,6 @@ pub(crate) enum BuildError {
 /// A VM that is ready to run.
 #[derive(Debug)]
 pub(crate) struct Built {
-    /// The VM. Kept until the end, for what belongs to it.
-    pub vm: Vm,
     /// Its CPUs by their number.
     pub cpus: Vec<VcpuFd>,
     /// What the CPUs reach.
@@ -73,34 +71,42 @@ pub(crate) struct Built {
     /// Guest memory.
     pub memory: GuestMemory,
     /// The devices, to be served by event loops.
-    pub devices: Vec<Device>,
-    /// The devices, as requests reach them.
-    pub handles: Handles,
+    pub devices: DeviceSet,
+    /// What a VM that starts from a snapshot of this one has to have as well.
+    pub shape: Shape,
+    /// The VM. Kept until the end, for what belongs to it.
+    pub vm: Vm,
 }
 
-/// A virtio device and which thread serves it.
-pub(crate) struct Device {
-    /// The device.
-    pub model: Arc<Mutex<dyn VirtioDevice>>,
-    /// Its thread.
-    pub thread: Thread,
+/// Where a VM begins.
+#[derive(Debug)]
+enum Origin {
+    /// At a kernel's entry.
+    Boot { kernel: File, initramfs: Option<File> },
+    /// Where another was saved.
+    Snapshot(Box<Snapshot>),
 }
 
-impl std::fmt::Debug for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device").field("thread", &self.thread).finish_non_exhaustive()
+impl Origin {
+    /// Takes the origin's descriptors, and reads the snapshot if it is one.
+    fn take(config: &VmConfig, fds: &mut Descriptors) -> Result<Self, BuildError> {
+        let (state, memory) = match (fds.find(FdRole::State), fds.find(FdRole::Memory)) {
+            (None, None) => {
+                let kernel = fds.take(FdRole::Kernel)?;
+                return Ok(Self::Boot { kernel, initramfs: fds.find(FdRole::Initramfs) });
+            }
+            (Some(state), Some(memory)) => (state, memory),
+            _ => return Err(BuildError::Config("a snapshot has both a state and a memory file".to_owned())),
+        };
+        let superfluous = !config.cmdline.is_empty()
+            || fds.find(FdRole::Kernel).is_some()
+            || fds.find(FdRole::Initramfs).is_some();
+        if superfluous {
+            let text = "a VM that starts from a snapshot has no kernel, initramfs or command line of its own";
+            return Err(BuildError::Config(text.to_owned()));
+        }
+        Ok(Self::Snapshot(Box::new(Snapshot::open(&state, memory, Shape::of(config))?)))
     }
-}
-
-/// The threads that serve devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Thread {
-    /// Shared with the control socket: for devices that never wait.
-    Main,
-    /// For devices that wait for a disk, which must stall nothing else.
-    Disk,
-    /// Its own, once its owner has given it something to serve.
-    OnAttach,
 }
 
 /// Builds a VM. `fds` are the descriptors of the message that `config` came in; `outbox` is for what devices have to
@@ -115,80 +121,94 @@ pub(crate) fn build(
 ) -> Result<Built, BuildError> {
     let mut fds = Descriptors::new(config, fds)?;
     check(config)?;
-    let bytes = u64::from(config.memory_mib) << 20;
-    let memory = memory::allocate(&ram(bytes), config.huge_pages)?;
+    let origin = Origin::take(config, &mut fds)?;
+    let ram = ram(u64::from(config.memory_mib) << 20);
+    let memory = match &origin {
+        Origin::Boot { .. } => memory::allocate(&ram, config.huge_pages)?,
+        Origin::Snapshot(snapshot) => memory::map(&ram, &snapshot.memory)?,
+    };
 
     let kvm = vm::open(fds.take(FdRole::Kvm)?)?;
-    let vm = Vm::new(&kvm, memory.clone())?;
+    let vm = Vm::new(kvm, memory.clone())?;
     let cpus = (0..config.vcpus)
         .map(|id| vm.create_cpu(Cpu { id, count: config.vcpus }))
         .collect::<Result<Vec<_>, _>>()?;
     marks.note("kvm ready");
 
-    let console = fds.find(FdRole::Console).map(|output| console(&vm, output)).transpose()?;
-    let (devices, handles) = devices(config, &mut fds, &memory, &vm, outbox)?;
-    let transports = connect(&vm, &devices, &memory)?;
+    let mut console = fds.find(FdRole::Console).map(|output| console(&vm, output)).transpose()?;
+    let devices = devices(config, &mut fds, &memory, &vm, outbox)?;
+    let mut transports = connect(&vm, &devices, &memory)?;
     marks.note("devices ready");
 
-    let cmdline = cmdline::build(transports.len() as u32, console.is_some(), &config.cmdline)?;
-    let mut kernel = fds.take(FdRole::Kernel)?;
-    let mut initramfs = fds.find(FdRole::Initramfs);
-    let payload = Payload { kernel: &mut kernel, initramfs: initramfs.as_mut(), cmdline: &cmdline };
-    let entry = boot::load(&memory.memory(), bytes, config.vcpus, payload)?;
+    match origin {
+        Origin::Boot { mut kernel, mut initramfs } => {
+            let cmdline = cmdline::build(transports.len() as u32, console.is_some(), &config.cmdline)?;
+            let payload = Payload { kernel: &mut kernel, initramfs: initramfs.as_mut(), cmdline: &cmdline };
+            load(&memory, config, payload, &cpus)?;
+            marks.note("kernel loaded");
+        }
+        Origin::Snapshot(snapshot) => {
+            restore(&snapshot.state, (&vm, &cpus), &devices, &mut transports, console.as_mut())?;
+            marks.note("state restored");
+        }
+    }
+    let bus = Arc::new(Bus::new(console, transports));
+    Ok(Built { cpus, bus, memory, devices, shape: Shape::of(config), vm })
+}
+
+/// Loads a kernel, and points the boot CPU at it.
+fn load(
+    memory: &GuestMemory,
+    config: &VmConfig,
+    payload: Payload<'_>,
+    cpus: &[VcpuFd],
+) -> Result<(), BuildError> {
+    let entry = boot::load(&memory.memory(), u64::from(config.memory_mib) << 20, config.vcpus, payload)?;
     if let Some(boot_cpu) = cpus.first() {
         regs::set(boot_cpu, entry).map_err(BuildError::Registers)?;
         msrs::set(boot_cpu);
     }
-    marks.note("kernel loaded");
-
-    Ok(Built { vm, cpus, bus: Arc::new(Bus::new(console, transports)), memory, devices, handles })
+    Ok(())
 }
 
-/// The VM's virtio devices, in the order of their addresses, and how requests reach them.
+/// Brings a VM to where another was saved.
 ///
-/// The order is part of the VM: a guest that is copied finds each device where it was.
+/// Devices first: they check what they are given, and KVM gets nothing before. What the guest has to be told of its being a
+/// copy is told here, before its CPUs run: by the devices that have a way to ([`Persist::restore`] of the socket device and
+/// the network interfaces). A device that makes copies known for their own sake would do so in the same place.
+fn restore(
+    state: &State,
+    (vm, cpus): (&Vm, &[VcpuFd]),
+    devices: &DeviceSet,
+    transports: &mut [MmioTransport],
+    mut console: Option<&mut Console>,
+) -> Result<(), BuildError> {
+    state.host.check(&vm.host(cpus)?)?;
+    state.restore_devices(devices, transports)?;
+    if let (Some(console), Some(state)) = (console.as_deref_mut(), &state.console) {
+        console.restore(state).map_err(|error| SnapshotError::Device("console", error))?;
+    }
+    vm.restore(cpus, (&state.vm, &state.cpus)).map_err(SnapshotError::Kvm)?;
+    transports.iter().for_each(MmioTransport::wake);
+    if let Some(console) = console {
+        console.wake();
+    }
+    Ok(())
+}
+
+/// The VM's virtio devices.
 fn devices(
     config: &VmConfig,
     fds: &mut Descriptors,
     memory: &GuestMemory,
     vm: &Vm,
     outbox: &Outbox,
-) -> Result<(Vec<Device>, Handles), BuildError> {
-    let cant = |device| move |error| BuildError::Device(device, error);
-    let disk = Arc::new(Mutex::new(ImageDisk::new().map_err(cant("image disk"))?));
-    let rng = Arc::new(Mutex::new(Rng::new().map_err(cant("entropy device"))?));
-    let balloon = Arc::new(Mutex::new(Balloon::new(memory).map_err(cant("balloon"))?));
-    let fs = Arc::new(Mutex::new(Fs::new().map_err(cant("device for host directories"))?));
-    let mut handles = Handles {
-        disk: Some(disk.clone()),
-        balloon: Some(balloon.clone()),
-        fs: Some(Arc::new(Mutex::new(FsPort::new(fs.clone())))),
-        ..Handles::default()
-    };
-    let mut devices = vec![
-        Device { model: disk, thread: Thread::Disk },
-        Device { model: rng, thread: Thread::Main },
-        Device { model: balloon, thread: Thread::Main },
-    ];
-    if let Some(listener) = fds.find(FdRole::Vsock) {
-        let outbox = outbox.clone();
-        let tell = Box::new(move |port, stream: UnixStream| outbox.post_connection(port, stream.into()));
-        let listener = UnixListener::from(OwnedFd::from(listener));
-        let vsock = Vsock::new(GUEST_CID, listener, tell).map_err(cant("socket device"))?;
-        devices.push(Device { model: Arc::new(Mutex::new(vsock)), thread: Thread::Main });
-    }
-    devices.push(Device { model: fs, thread: Thread::OnAttach });
-    if config.hotplug_mib >= MEMORY_STEP_MIB {
-        let mem = Arc::new(Mutex::new(memory_device(config, memory, vm, outbox)?));
-        handles.memory = Some(mem.clone());
-        devices.push(Device { model: mem, thread: Thread::Main });
-    }
-    for _ in 0..config.nics {
-        let nic = Arc::new(Mutex::new(Net::new().map_err(cant("network interface"))?));
-        handles.nics.push(nic.clone());
-        devices.push(Device { model: nic, thread: Thread::Main });
-    }
-    Ok((devices, handles))
+) -> Result<DeviceSet, BuildError> {
+    let listener = fds.find(FdRole::Vsock).map(|listener| UnixListener::from(OwnedFd::from(listener)));
+    let wants_memory = config.hotplug_mib >= MEMORY_STEP_MIB;
+    let mem = wants_memory.then(|| memory_device(config, memory, vm, outbox)).transpose()?;
+    DeviceSet::new(memory, listener, mem, config.nics, outbox)
+        .map_err(|(device, error)| BuildError::Device(device, error))
 }
 
 fn memory_device(
@@ -207,7 +227,8 @@ fn memory_device(
 }
 
 /// Gives each device its registers, its interrupt and its kicks.
-fn connect(vm: &Vm, devices: &[Device], memory: &GuestMemory) -> Result<Vec<MmioTransport>, BuildError> {
+fn connect(vm: &Vm, devices: &DeviceSet, memory: &GuestMemory) -> Result<Vec<MmioTransport>, BuildError> {
+    let devices = devices.in_order();
     let mut transports = Vec::with_capacity(devices.len());
     for ((index, irq), device) in (0u32..).zip(VIRTIO_IRQS).zip(devices) {
         let transport = MmioTransport::new(device.model.clone(), memory.clone())
@@ -325,9 +346,9 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_not_kvm_is_named() {
-        let config = VmConfig { fds: vec![FdRole::Kvm], ..config() };
+        let config = VmConfig { fds: vec![FdRole::Kvm, FdRole::Kernel], ..config() };
         let outbox = Outbox::new(Arc::new(Channel::new(null())));
-        let error = build(&config, vec![null()], &outbox, &mut Marks::new()).unwrap_err();
+        let error = build(&config, vec![null(), null()], &outbox, &mut Marks::new()).unwrap_err();
         assert!(error.to_string().contains("not an open /dev/kvm"), "{error}");
     }
 }

@@ -5,8 +5,10 @@
 
 use std::sync::Mutex;
 
-use crate::devices::serial::{self, Console};
+use crate::devices::serial::{self, Console, ConsoleState};
+use crate::persist::{Persist, PersistError};
 use crate::virtio::MmioTransport;
+use crate::virtio::mmio::TransportState;
 use crate::x86::layout::{VIRTIO, VIRTIO_SIZE};
 
 /// Data port of the keyboard controller.
@@ -41,6 +43,16 @@ impl Bus {
     /// The bus of a VM with these devices; the virtio devices are in the order of their addresses.
     pub(crate) fn new(console: Option<Console>, virtio: Vec<MmioTransport>) -> Self {
         Self { console: console.map(Mutex::new), virtio: virtio.into_iter().map(Mutex::new).collect() }
+    }
+
+    /// The state of the virtio devices' registers, in their order.
+    pub(crate) fn save_transports(&self) -> Result<Vec<TransportState>, PersistError> {
+        self.virtio.iter().map(|transport| crate::lock(transport).save()).collect()
+    }
+
+    /// The state of the console, if there is one.
+    pub(crate) fn save_console(&self) -> Result<Option<ConsoleState>, PersistError> {
+        self.console.as_ref().map(|console| crate::lock(console).save()).transpose()
     }
 
     /// The guest reads a port. A string instruction reads many times, so `data` may be longer than a port is wide.

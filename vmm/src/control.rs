@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
+use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request, Saved};
 use crate::devices;
-use crate::devices::blk::ImageDisk;
+use crate::devices::blk::{ImageDisk, RemovedExtent};
 use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::ending::{Cause, Ending};
@@ -24,6 +24,9 @@ use crate::side_thread::SideThread;
 /// guest are refused.
 const MAX_WAITING: usize = 64;
 
+/// Stack in bytes of a thread that closes an extent: it makes two system calls and a message.
+const CLOSER_STACK: usize = 64 << 10;
+
 /// Why a device did not do what the owner asked.
 pub(crate) type DeviceError = Box<dyn Error + Send + Sync>;
 
@@ -31,6 +34,9 @@ pub(crate) type DeviceError = Box<dyn Error + Send + Sync>;
 pub(crate) trait Disk: Send {
     /// Appends a file or block device. Returns where: first sector, and number of sectors.
     fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError>;
+
+    /// Takes away the extent that begins at sector `start`.
+    fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError>;
 
     /// Brings everything the guest has written onto stable storage.
     fn flush(&mut self) -> io::Result<()>;
@@ -60,10 +66,26 @@ pub(crate) trait HostDirectories: Send {
     fn attach(&mut self, channel: OwnedFd, memory: File) -> Result<(), DeviceError>;
 }
 
+/// The VM itself, as the owner reaches it.
+pub(crate) trait Machine: Send {
+    /// Stops its CPUs.
+    fn pause(&mut self) -> Result<(), DeviceError>;
+
+    /// Lets its CPUs run on.
+    fn resume(&mut self) -> Result<(), DeviceError>;
+
+    /// Writes what is needed to go on from here into two empty files.
+    fn save(&mut self, state: File, memory: File) -> Result<Saved, DeviceError>;
+}
+
 impl Disk for ImageDisk {
     fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError> {
         let extent = ImageDisk::add_extent(self, file, read_only)?;
         Ok((extent.start, extent.sectors))
+    }
+
+    fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError> {
+        Ok(ImageDisk::remove_extent(self, start)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -129,6 +151,8 @@ pub(crate) struct Handles {
     pub fs: Option<Arc<Mutex<dyn HostDirectories>>>,
     /// The memory device.
     pub memory: Option<Arc<Mutex<dyn Memory>>>,
+    /// The VM itself.
+    pub machine: Option<Arc<Mutex<dyn Machine>>>,
 }
 
 impl std::fmt::Debug for Handles {
@@ -231,11 +255,6 @@ impl Control {
         Ok(Self { channel, outbox, handles, ending })
     }
 
-    /// The sending half.
-    pub(crate) fn outbox(&self) -> Outbox {
-        self.outbox.clone()
-    }
-
     /// Sends and receives until neither is possible, as an edge-triggered event demands.
     fn serve(&mut self) {
         loop {
@@ -258,11 +277,42 @@ impl Control {
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) {
+        if let Action::RemoveExtent { start } = request.action {
+            return self.remove_extent(request.id, start);
+        }
         let stop = request.action == Action::Stop;
         let result = self.act(request.action, fds);
         self.outbox.post(FromVmm::Reply(Reply { id: request.id, result }));
         if stop {
             self.ending.set(Cause::Reason(ExitReason::Stopped));
+        }
+    }
+
+    /// Closing an extent may wait for the host's disk, which nothing else must: a thread of its own does it and answers.
+    fn remove_extent(&self, id: u64, start: u64) {
+        let failed = move |why: &dyn std::fmt::Display| {
+            format!("can't remove the extent at sector {start} from the image disk: {why}")
+        };
+        let outbox = self.outbox.clone();
+        let answer = move |result| outbox.post(FromVmm::Reply(Reply { id, result }));
+        let removed = match self.handles.disk.as_ref() {
+            Some(disk) => {
+                crate::lock(disk).remove_extent(start).map_err(|e| failed(&crate::describe(e.as_ref())))
+            }
+            None => Err(failed(&"this VM has none")),
+        };
+        let removed = match removed {
+            Ok(removed) => removed,
+            Err(why) => return answer(Err(why)),
+        };
+        let close = {
+            let answer = answer.clone();
+            move || answer(removed.close().map(|()| Done::Ok).map_err(|e| failed(&e)))
+        };
+        // What a thread that can't be started was to do is dropped with it, the file too.
+        let thread = std::thread::Builder::new().name("extent".into()).stack_size(CLOSER_STACK);
+        if let Err(error) = thread.spawn(close) {
+            answer(Err(failed(&error)));
         }
     }
 
@@ -313,8 +363,28 @@ impl Control {
                     .map_err(|error| failed(&crate::describe(error.as_ref())))?;
                 Ok(Done::Memory { plugged_mib })
             }
-            Action::Stop => Ok(Done::Ok),
+            Action::Pause => self.machine("pause", |machine| machine.pause().map(|()| Done::Ok)),
+            Action::Resume => self.machine("resume", |machine| machine.resume().map(|()| Done::Ok)),
+            Action::Snapshot => {
+                let [state, memory] =
+                    exactly(fds).map_err(|why| format!("can't make a snapshot of the VM: {why}"))?;
+                self.machine("make a snapshot of", |machine| {
+                    machine.save(state.into(), memory.into()).map(Done::Saved)
+                })
+            }
+            // Answered when it is done, see `answer`.
+            Action::RemoveExtent { .. } | Action::Stop => Ok(Done::Ok),
         }
+    }
+
+    fn machine(
+        &self,
+        doing: &str,
+        act: impl FnOnce(&mut dyn Machine) -> Result<Done, DeviceError>,
+    ) -> Result<Done, String> {
+        let machine = self.handles.machine.as_ref().ok_or_else(|| format!("can't {doing} the VM"))?;
+        act(&mut *crate::lock(machine))
+            .map_err(|error| format!("can't {doing} the VM: {}", crate::describe(error.as_ref())))
     }
 }
 

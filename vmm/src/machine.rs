@@ -3,21 +3,22 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::prctl;
 use vm_memory::GuestAddressSpace;
 
 use crate::api::{Event, ExitReason, FromVmm, VmConfig};
-use crate::builder::{self, Built, Thread};
+use crate::builder::{self, Built};
 use crate::control::{Control, Handles, Outbox};
+use crate::device_set::Thread;
 use crate::ending::{Cause, Ending};
 use crate::event_loop::EventLoop;
+use crate::guest::Guest;
 use crate::ipc::Channel;
 use crate::marks::Marks;
 use crate::panic_record;
-use crate::side_thread::SideThread;
-use crate::vcpu::{self, Vcpu};
+use crate::vcpu;
 use crate::virtio::GuestMemory;
 
 /// Runs the VM whose owner is on `socket`, from its configuration to its end. Returns why it ended, after telling the
@@ -54,8 +55,7 @@ fn name_process(pod: &str) {
 fn run_built(built: Built, channel: Arc<Channel>, outbox: &Outbox, marks: Marks) -> Option<ExitReason> {
     let start = || {
         let ending = Ending::new()?;
-        let control = Control::new(channel, outbox.clone(), built.handles.clone(), ending.clone())?;
-        let machine = Machine::start(built, control, &ending, marks)?;
+        let machine = Machine::start(built, channel, outbox, &ending, marks)?;
         Ok::<_, io::Error>((machine, ending))
     };
     match start() {
@@ -64,37 +64,37 @@ fn run_built(built: Built, channel: Arc<Channel>, outbox: &Outbox, marks: Marks)
     }
 }
 
-/// A running VM.
+/// A VM that is served.
 #[derive(Debug)]
 struct Machine {
-    cpus: Vec<Vcpu>,
+    guest: Arc<Mutex<Guest>>,
     events: EventLoop,
-    disks: SideThread,
     memory: GuestMemory,
     handles: Handles,
-    // Dropped last, after what belongs to it.
-    _vm: crate::vm::Vm,
 }
 
 impl Machine {
-    fn start(built: Built, control: Control, ending: &Ending, mut marks: Marks) -> io::Result<Self> {
-        let outbox = control.outbox();
+    fn start(
+        built: Built,
+        channel: Arc<Channel>,
+        outbox: &Outbox,
+        ending: &Ending,
+        mut marks: Marks,
+    ) -> io::Result<Self> {
         let mut events = EventLoop::new(ending)?;
-        events.add(control);
-        let on = |thread| built.devices.iter().filter(move |device| device.thread == thread);
-        let disks = SideThread::start("disks", on(Thread::Disk).map(|disk| disk.model.clone()).collect())?;
-        for device in on(Thread::Main) {
-            events.add_device(device.model.clone());
+        let (memory, handles) = (built.memory.clone(), built.devices.handles());
+        for device in built.devices.on(Thread::Main) {
+            events.add_device(device);
         }
+        let guest = Arc::new(Mutex::new(Guest::new(built, ending.clone())));
+        let handles = Handles { machine: Some(guest.clone()), ..handles };
+        events.add(Control::new(channel, outbox.clone(), handles.clone(), ending.clone())?);
         vcpu::init()?;
-        let mut cpus = Vec::with_capacity(built.cpus.len());
-        for (id, fd) in (0u8..).zip(built.cpus) {
-            cpus.push(Vcpu::start(id, fd, built.bus.clone(), ending.clone())?);
-        }
+        crate::lock(&guest).run()?;
         marks.note("vcpus run");
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
         outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));
-        Ok(Self { cpus, events, disks, memory: built.memory, handles: built.handles, _vm: built.vm })
+        Ok(Self { guest, events, memory, handles })
     }
 
     /// Serves until the VM ends, then stops it in order: CPUs, then what they had asked the disks for.
@@ -107,10 +107,7 @@ impl Machine {
             (Err(error), None) => ExitReason::Failure(format!("the event loop failed: {error}")),
             (Ok(()), None) => ExitReason::Failure("the event loop ended early".to_owned()),
         };
-        for cpu in self.cpus {
-            cpu.stop();
-        }
-        self.disks.finish();
+        crate::lock(&self.guest).stop();
         if let Some(disk) = &self.handles.disk {
             // The owner reads the disk's files next. A file that can't be flushed has failed the guest's own requests.
             let _ = crate::lock(disk).flush();

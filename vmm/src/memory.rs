@@ -1,15 +1,17 @@
-//! Guest memory: anonymous, private to this process, taken from the host page by page as the guest touches it. What the
-//! guest may get later is a range of addresses without access until then.
+//! Guest memory: private to this process, taken from the host page by page as the guest touches it. It begins as zeroes, or
+//! as the contents of a snapshot's memory file. What the guest may get later is a range of addresses without access until
+//! then.
 
 // Mapping memory and advising the kernel on it have no safe interface.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use nix::libc::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::virtio::GuestMemory;
@@ -37,6 +39,23 @@ pub(crate) fn allocate(ram: &[(u64, u64)], huge_pages: bool) -> Result<GuestMemo
     for &(start, len) in ram {
         let len = usize::try_from(len).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
         regions.push(region(start, len, huge_pages).map_err(failed)?);
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(io::Error::other(e)))?;
+    Ok(GuestMemory::new(memory))
+}
+
+/// Maps a snapshot's memory file as guest memory for the given RAM ranges, which it holds one after the other.
+///
+/// The guest shares the file's pages with all who map it until it writes to them: what it writes is its own. The file must
+/// stay as it is for as long as the process lives. It must not be cut off in particular, which would end the process.
+pub(crate) fn map(ram: &[(u64, u64)], file: &File) -> Result<GuestMemory, MemoryError> {
+    let mib = ram.iter().map(|(_, len)| len >> 20).sum();
+    let failed = |source| MemoryError { mib, source };
+    let mut regions = Vec::with_capacity(ram.len());
+    let mut offset = 0;
+    for &(start, len) in ram {
+        regions.push(file_region(start, len, file, offset).map_err(failed)?);
+        offset += len;
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(io::Error::other(e)))?;
     Ok(GuestMemory::new(memory))
@@ -76,7 +95,7 @@ impl AddressRange {
         unsafe {
             let memory = self.base.byte_add(self.used);
             mprotect(memory.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-            as_region(memory, start, len)
+            as_region(memory, start, len, MAP_ANONYMOUS)
         }
     }
 
@@ -90,7 +109,22 @@ fn region(start: u64, len: usize, huge_pages: bool) -> io::Result<GuestRegionMma
     let memory = map_aligned(len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     let memory = advise(memory, len, huge_pages)?;
     // SAFETY: the mapping was just made, it has this length, and nobody unmaps it.
-    unsafe { as_region(memory, start, len) }
+    unsafe { as_region(memory, start, len, MAP_ANONYMOUS) }
+}
+
+/// Guest memory at guest address `start` that begins as `len` bytes of `file` at `offset`, both of whole pages.
+fn file_region(start: u64, len: u64, file: &File, offset: u64) -> io::Result<GuestRegionMmap> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let bytes = usize::try_from(len).ok().and_then(NonZeroUsize::new).ok_or_else(invalid)?;
+    let offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
+    let place = map_aligned(bytes.get(), ProtFlags::PROT_NONE)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+    // SAFETY: it takes the place of a mapping of the same length that was just made, and that nobody refers to.
+    let memory = unsafe { mmap(Some(place.addr()), bytes, access, flags, file, offset) }?;
+    let memory = advise(memory.cast(), bytes.get(), false)?;
+    // SAFETY: the mapping was just made, it has this length, and nobody unmaps it.
+    unsafe { as_region(memory, start, bytes.get(), 0) }
 }
 
 /// Tells the kernel what a new mapping is for.
@@ -107,13 +141,18 @@ fn advise(memory: NonNull<u8>, len: usize, huge_pages: bool) -> io::Result<NonNu
     Ok(memory)
 }
 
-/// Guest memory at guest address `start`.
+/// Guest memory at guest address `start`. `kind` is `MAP_ANONYMOUS`, or 0 for a file's pages.
 ///
 /// # Safety
 ///
-/// `memory` must point to `len` readable and writable bytes of a private anonymous mapping that is never unmapped.
-unsafe fn as_region(memory: NonNull<u8>, start: u64, len: usize) -> io::Result<GuestRegionMmap> {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+/// `memory` must point to `len` readable and writable bytes of a private mapping that is never unmapped.
+unsafe fn as_region(
+    memory: NonNull<u8>,
+    start: u64,
+    len: usize,
+    kind: libc::c_int,
+) -> io::Result<GuestRegionMmap> {
+    let flags = MAP_PRIVATE | MAP_NORESERVE | kind;
     // SAFETY: as the caller promises.
     let mapping = unsafe { MmapRegion::build_raw(memory.as_ptr(), len, PROT_READ | PROT_WRITE, flags) };
     let mapping = mapping.map_err(io::Error::other)?;
@@ -159,6 +198,26 @@ mod tests {
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 7);
         assert!(memory.write_obj(7u64, GuestAddress(32 << 20)).is_err());
         assert_eq!(memory.iter().map(|r| r.len()).sum::<u64>(), 36 << 20);
+    }
+
+    #[test]
+    fn what_is_written_to_a_mapped_file_is_seen_by_nobody_else() {
+        const LOW: u64 = 4 << 20;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LOW + 8192).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1, 2, 3, 4], LOW - 2).unwrap();
+        let ram = [(0, LOW), (4 << 30, 8192)];
+        let (one, other) = (map(&ram, &file).unwrap().memory(), map(&ram, &file).unwrap().memory());
+        let (low, high) = (GuestAddress(LOW - 2), GuestAddress(4 << 30));
+        let read = |memory: &GuestMemoryMmap| {
+            [memory.read_obj::<[u8; 2]>(low).unwrap(), memory.read_obj::<[u8; 2]>(high).unwrap()]
+        };
+        assert_eq!(read(&one), [[1, 2], [3, 4]]);
+        one.write_obj([9u8, 9], high).unwrap();
+        assert_eq!((read(&one), read(&other)), ([[1, 2], [9, 9]], [[1, 2], [3, 4]]));
+        let mut there = [0; 2];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, LOW).unwrap();
+        assert_eq!(there, [3, 4]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     /// Lets a CPU run, until it is stopped or ends the VM.
     pub(crate) fn start(id: u8, mut fd: VcpuFd, bus: Arc<Bus>, ending: Ending) -> io::Result<Self> {
+        fd.set_kvm_immediate_exit(0);
         let stop = StopFlag::of(&mut fd);
         let stopped = stop.requested.clone();
         let thread = Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
@@ -41,12 +42,13 @@ impl Vcpu {
         Ok(Self { thread, stop })
     }
 
-    /// Takes the CPU out of the guest and ends its thread.
-    pub(crate) fn stop(self) {
+    /// Takes the CPU out of the guest and ends its thread. The CPU can be started again: KVM has completed the instruction
+    /// that made it leave the guest. `None` when the thread has panicked.
+    pub(crate) fn stop(self) -> Option<VcpuFd> {
         self.stop.set();
         // Fails only when the thread has ended.
         let _ = self.thread.kill(SIGRTMIN());
-        let _ = self.thread.join();
+        self.thread.join().ok()
     }
 }
 
@@ -64,6 +66,10 @@ struct StopFlag {
     /// is sent, so that it does not matter whether the signal comes before KVM_RUN or during it.
     immediate_exit: *mut u8,
 }
+
+// SAFETY: the pointer is used by `set` alone, atomically, and what it points to is mapped as long as a `Vcpu` exists,
+// whichever thread has it.
+unsafe impl Send for StopFlag {}
 
 impl StopFlag {
     fn of(fd: &mut VcpuFd) -> Self {

@@ -7,14 +7,19 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::snapshot::Host;
 use crate::virtio::{GuestMemory, VirtioDevice};
+use crate::x86::cpu_state::{CpuState, MsrList};
 use crate::x86::cpuid::{self, Cpu};
 use crate::x86::layout::{KVM_TSS, virtio_address};
+use crate::x86::vm_state::{StateError, VmState};
 
 /// Offset of the QueueNotify register (virtio 1.2 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
@@ -64,6 +69,7 @@ fn cant(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 /// A virtual machine.
 #[derive(Debug)]
 pub(crate) struct Vm {
+    kvm: Kvm,
     fd: Arc<VmFd>,
     supported: Vec<kvm_cpuid_entry2>,
     tsc_deadline: bool,
@@ -96,7 +102,7 @@ impl Vm {
     /// All memory slots come before the interrupt controllers: each change of slots later waits for all users of the
     /// old ones, which takes milliseconds. There is no PIT: the guest uses the TSC deadline timer, and a PIT costs more
     /// to create than all the rest. Interrupts need no routing table, KVM's own connects line n to pin n of the IOAPIC.
-    pub(crate) fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, VmError> {
+    pub(crate) fn new(kvm: Kvm, memory: GuestMemory) -> Result<Self, VmError> {
         for (capability, name) in REQUIRED {
             if !kvm.check_extension(capability) {
                 return Err(VmError::Capability(name));
@@ -115,6 +121,7 @@ impl Vm {
             supported: supported.as_slice().to_vec(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             max_cpus: kvm.get_max_vcpus(),
+            kvm,
             memory,
         })
     }
@@ -131,9 +138,40 @@ impl Vm {
             return Err(VmError::Cpus { wanted: cpu.count, max: self.max_cpus });
         }
         let vcpu = self.fd.create_vcpu(cpu.id.into()).map_err(cant("create a CPU"))?;
-        let cpuid = cpuid::for_cpu(&self.supported, cpu, self.tsc_deadline).ok_or(VmError::Cpuid)?;
-        vcpu.set_cpuid2(&cpuid).map_err(cant("set a CPU's CPUID"))?;
+        vcpu.set_cpuid2(&self.cpuid(cpu)?).map_err(cant("set a CPU's CPUID"))?;
         Ok(vcpu)
+    }
+
+    fn cpuid(&self, cpu: Cpu) -> Result<CpuId, VmError> {
+        cpuid::for_cpu(&self.supported, cpu, self.tsc_deadline).ok_or(VmError::Cpuid)
+    }
+
+    /// What a guest with these CPUs finds out about the host.
+    pub(crate) fn host(&self, cpus: &[VcpuFd]) -> Result<Host, VmError> {
+        let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
+        let cpuid = self.cpuid(Cpu { id: 0, count })?.as_slice().to_vec();
+        Ok(Host { cpuid, tsc_khz: cpus.first().and_then(|cpu| cpu.get_tsc_khz().ok()) })
+    }
+
+    /// Saves the VM and its CPUs, which are paused.
+    pub(crate) fn save(&self, cpus: &[VcpuFd]) -> Result<(VmState, Vec<CpuState>), StateError> {
+        let msrs = MsrList::of(&self.kvm)?;
+        let states = cpus.iter().map(|cpu| CpuState::save(cpu, &msrs)).collect::<Result<_, _>>()?;
+        Ok((VmState::save(&self.fd)?, states))
+    }
+
+    /// Restores the VM and its CPUs, which have never run.
+    pub(crate) fn restore(
+        &self,
+        cpus: &[VcpuFd],
+        (vm, states): (&VmState, &[CpuState]),
+    ) -> Result<(), StateError> {
+        let msrs = MsrList::of(&self.kvm)?;
+        states.iter().try_for_each(|state| state.check(&msrs))?;
+        for (id, (cpu, state)) in cpus.iter().zip(states).enumerate() {
+            state.restore(cpu, id == 0)?;
+        }
+        vm.restore(&self.fd)
     }
 
     /// Connects an interrupt line of the guest to an event.

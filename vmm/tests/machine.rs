@@ -4,141 +4,16 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig};
-use monohull_vmm::client::Vmm;
+use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm};
 use monohull_vmm::ipc::Channel;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 mod guests;
+mod vm;
 
-/// Where guests are loaded and entered: where Linux is.
-const ENTRY: u64 = 16 << 20;
-/// A test whose VM is silent for this long has failed.
-const PATIENCE_MS: u16 = 60_000;
-
-/// A VM under test and everything it said so far.
-struct Vm {
-    vmm: Vmm,
-}
-
-/// What a VM is made of, when a test does not say otherwise.
-struct Setup {
-    config: VmConfig,
-    fds: Vec<OwnedFd>,
-}
-
-impl Setup {
-    fn new(code: &[u8]) -> Self {
-        let config = VmConfig {
-            name: "test".into(),
-            memory_mib: 32,
-            hotplug_mib: 0,
-            vcpus: 1,
-            cmdline: String::new(),
-            nics: 0,
-            huge_pages: false,
-            fds: Vec::new(),
-        };
-        Self { config, fds: Vec::new() }.with(FdRole::Kvm, kvm()).with(FdRole::Kernel, elf(code))
-    }
-
-    fn with(mut self, role: FdRole, fd: impl Into<OwnedFd>) -> Self {
-        self.config.fds.push(role);
-        self.fds.push(fd.into());
-        self
-    }
-
-    fn start(self) -> Vm {
-        let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
-        let binary = Path::new(env!("CARGO_BIN_EXE_monohull-vmm"));
-        Vm { vmm: Vmm::spawn(binary, &self.config, &fds).unwrap() }
-    }
-
-    /// Starts the VM and returns how it ended before any CPU ran.
-    fn refusal(self) -> String {
-        match self.start().next() {
-            Some(FromVmm::Event(Event::Exited { reason: ExitReason::Failure(text) })) => text,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-impl Vm {
-    /// The VM's next message; `None` when there are no more.
-    fn next(&self) -> Option<FromVmm> {
-        wait(self.vmm.socket());
-        self.vmm.receive().unwrap().map(|(message, _)| message)
-    }
-
-    fn expect_started(&self) -> Vec<(String, u64)> {
-        match self.next() {
-            Some(FromVmm::Event(Event::Started { marks })) => marks,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn ask(&self, action: Action, fds: &[BorrowedFd<'_>]) -> Result<Done, String> {
-        self.vmm.send(&Request { id: 7, action }, fds).unwrap();
-        match self.next() {
-            Some(FromVmm::Reply(Reply { id: 7, result })) => result,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The reason the VM gives for its end, as its last message, and the exit code of the process.
-    fn end(mut self) -> (ExitReason, i32) {
-        let Some(FromVmm::Event(Event::Exited { reason })) = self.next() else { panic!("no reason") };
-        assert_eq!(self.next(), None, "nothing follows");
-        wait(self.vmm.pidfd());
-        (reason, self.vmm.wait().unwrap().code().unwrap())
-    }
-
-    /// Starts, and how it ended.
-    fn run(self) -> (ExitReason, i32) {
-        self.expect_started();
-        self.end()
-    }
-}
-
-fn wait(fd: BorrowedFd<'_>) {
-    let mut ready = [PollFd::new(fd, PollFlags::POLLIN)];
-    assert_eq!(poll(&mut ready, PollTimeout::from(PATIENCE_MS)), Ok(1), "the VM is silent");
-}
-
-fn kvm() -> File {
-    let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    kvm.expect("this test needs /dev/kvm: load the kvm module, or give this user access to it")
-}
-
-fn file(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file
-}
-
-/// An ELF file that is entered, and has `code`, at [`ENTRY`].
-fn elf(code: &[u8]) -> File {
-    let mut image = Vec::new();
-    // e_ident: 64 bits, little endian, version 1.
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    // Executable, x86-64, version 1; entry; program headers follow, no section headers; no flags.
-    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat());
-    image.extend([0; 4]);
-    // Size of this header; one program header of its size; no section headers.
-    image.extend([64u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
-    // PT_LOAD, readable and executable; offset, virtual and physical address, size in file and in memory, alignment.
-    image.extend([1u32, 5].map(u32::to_le_bytes).concat());
-    let len = code.len() as u64;
-    image.extend([120, ENTRY, ENTRY, len, len, 4096].map(u64::to_le_bytes).concat());
-    assert_eq!(image.len(), 120);
-    image.extend(code);
-    file(&image)
-}
+use vm::{Setup, binary, elf, file, wait};
 
 #[test]
 fn a_guest_that_prints_and_resets_has_shut_down() {
@@ -201,7 +76,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
     let config = Setup::new(&guests::HALT);
     let fds: Vec<BorrowedFd<'_>> = config.fds.iter().map(AsFd::as_fd).collect();
     // Started by hand, without a death signal: only the socket ties it to this process.
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
+    let mut child = guests::spawn_with_control(binary(), theirs.into());
     channel.send(&config.config, &fds).unwrap();
     let (message, _) = channel.receive::<FromVmm>().unwrap().unwrap();
     assert!(matches!(message, FromVmm::Event(Event::Started { .. })));
@@ -214,7 +89,7 @@ fn a_vm_does_not_outlive_its_control_socket() {
 #[test]
 fn a_vmm_whose_owner_goes_before_the_configuration_ends() {
     let (channel, theirs) = Channel::pair().unwrap();
-    let mut child = guests::spawn_with_control(Path::new(env!("CARGO_BIN_EXE_monohull-vmm")), theirs.into());
+    let mut child = guests::spawn_with_control(binary(), theirs.into());
     drop(channel);
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
@@ -334,8 +209,7 @@ fn bad_files_are_refused_with_what_they_should_be() {
 #[test]
 fn the_binary_explains_itself_when_started_by_hand() {
     let run = |args: &[&str]| {
-        let binary = env!("CARGO_BIN_EXE_monohull-vmm");
-        std::process::Command::new(binary).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+        std::process::Command::new(binary()).args(args).stdin(std::process::Stdio::null()).output().unwrap()
     };
     let version = run(&["--version"]);
     assert_eq!(version.stdout, format!("monohull-vmm {}\n", env!("CARGO_PKG_VERSION")).as_bytes());

@@ -25,5 +25,7 @@ pub const RPC_PORT: u32 = 1024;
 pub const STDIO_PORT: u32 = 1025;
 /// Guest port on which the agent accepts streams to be joined to TCP connections.
 pub const FORWARD_PORT: u32 = 1026;
+/// Host port to which the agent opens a stream for each connection to a UNIX socket of the host.
+pub const SOCKET_PORT: u32 = 1027;
 /// Directory in the guest below which each container has its own: mounts, files, bundle.
 pub const CONTAINERS: &str = "/run/monohull/containers";

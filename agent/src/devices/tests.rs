@@ -47,7 +47,7 @@ fn usual() -> serde_json::Value {
 
 #[test]
 fn an_ordinary_container_has_the_default_devices_and_no_disk() {
-    let program = program(&linux(usual(), json!([]))).unwrap();
+    let program = program(&linux(usual(), json!([])), &[]).unwrap();
     let may = |kind, access, major, minor| run(&program, kind, access, major, minor);
     assert!(may(CHARACTER, READ | WRITE, 1, 3));
     assert!(may(CHARACTER, READ | WRITE, 136, 7));
@@ -59,18 +59,57 @@ fn an_ordinary_container_has_the_default_devices_and_no_disk() {
 }
 
 #[test]
+fn any_node_may_be_made_also_without_a_rule_for_it() {
+    let program = program(&linux(json!([{"allow": false, "access": "rwm"}]), json!([])), &[]).unwrap();
+    for kind in [BLOCK, CHARACTER] {
+        assert!(run(&program, kind, MKNOD, 8, 0));
+        assert!(!run(&program, kind, MKNOD | READ, 8, 0));
+    }
+}
+
+#[test]
 fn a_device_of_the_guests_own_spec_is_allowed() {
     let devices = json!([{"path": "/dev/data", "type": "b", "major": 259, "minor": 3}]);
-    let program = program(&linux(usual(), devices)).unwrap();
+    let program = program(&linux(usual(), devices), &[]).unwrap();
     assert!(run(&program, BLOCK, READ | WRITE, 259, 3));
     assert!(!run(&program, BLOCK, READ, 259, 4));
 }
 
 #[test]
+fn a_block_device_of_the_host_may_be_used_as_its_rules_say_under_its_number_here() {
+    let mut rules = usual();
+    rules.as_array_mut().unwrap().extend([
+        json!({"allow": true, "type": "b", "major": 7, "minor": 0, "access": "rwm"}),
+        json!({"allow": true, "type": "b", "major": 7, "minor": 1, "access": "r"}),
+        // Devices of the host that were not brought along, whose numbers are others' here.
+        json!({"allow": true, "type": "b", "major": 259, "minor": 0, "access": "rwm"}),
+        json!({"allow": false, "type": "b", "major": 254, "minor": 1, "access": "rwm"}),
+    ]);
+    let devices = json!([
+        {"path": "/dev/a", "type": "b", "major": 7, "minor": 0},
+        {"path": "/dev/b", "type": "b", "major": 7, "minor": 1, "fileMode": 432},
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+    ]);
+    let mut linux = linux(rules, devices);
+    let renumbered = [((7, 0), (254, 1)), ((7, 1), (259, 0))].map(|(host, guest)| Renumbered { host, guest });
+
+    renumber(&mut linux, &renumbered);
+
+    let devices = linux.devices().as_ref().unwrap();
+    let numbers: Vec<_> = devices.iter().map(|device| (device.major(), device.minor())).collect();
+    assert_eq!(numbers, [(254, 1), (259, 0), (1, 3)]);
+    let program = program(&linux, &renumbered).unwrap();
+    let may = |access, major, minor| run(&program, BLOCK, access, major, minor);
+    assert!(may(READ | WRITE, 254, 1));
+    assert!(may(READ, 259, 0) && !may(READ | WRITE, 259, 0));
+    assert!(!may(READ, 7, 0));
+}
+
+#[test]
 fn privileged_containers_may_use_everything() {
     let all = linux(json!([{"allow": true, "access": "rwm"}]), json!([]));
-    assert!(run(&program(&all).unwrap(), BLOCK, READ | WRITE, 254, 0));
-    assert_eq!(program(&Linux::default()), None);
+    assert!(run(&program(&all, &[]).unwrap(), BLOCK, READ | WRITE, 254, 0));
+    assert_eq!(program(&Linux::default(), &[]), None);
 }
 
 #[test]
@@ -79,7 +118,7 @@ fn the_last_rule_counts_and_a_denial_of_a_part_denies_the_whole() {
         {"allow": true, "access": "rwm"},
         {"allow": false, "type": "c", "major": 4, "minor": 64, "access": "w"},
     ]);
-    let program = program(&linux(rules, json!([]))).unwrap();
+    let program = program(&linux(rules, json!([])), &[]).unwrap();
     assert!(run(&program, CHARACTER, READ, 4, 64));
     assert!(!run(&program, CHARACTER, READ | WRITE, 4, 64));
     assert!(run(&program, CHARACTER, READ | WRITE, 4, 65));

@@ -3,7 +3,8 @@ use serde_json::{Value, json};
 
 fn fit(spec: &Value, pod_pids: Option<&str>) -> Result<Prepared> {
     let cgroup = Cgroup::of_container("c1");
-    let place = Place { cgroup: &cgroup, pod_pids: pod_pids.map(PathBuf::from), terminal: false };
+    let place =
+        Place { cgroup: &cgroup, pod_pids: pod_pids.map(PathBuf::from), terminal: false, devices: &[] };
     prepare(spec.to_string().as_bytes(), place)
 }
 

@@ -39,6 +39,9 @@ pub const SLOT_SIZE: u32 = 256 << 10;
 /// Bytes of the memory file.
 pub const MEMORY_SIZE: u64 = SLOTS as u64 * SLOT_SIZE as u64;
 
+/// In the tree of exports, the name of one that only the guest changes begins with this: the guest may cache it.
+pub const PRIVATE: char = 'r';
+
 /// The seals that the memory file must have: mapped pages stay.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
 

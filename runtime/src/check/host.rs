@@ -15,6 +15,9 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// `f_type` of the cgroup v2 hierarchy.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
+/// As many inotify instances as a full node's pods and its own programs take.
+const ENOUGH_INSTANCES: u32 = 1024;
+
 /// What the pods' interfaces are joined with: module, and kernel option.
 const TC: [(&str, &str); 3] = [
     ("sch_ingress", "CONFIG_NET_SCH_INGRESS"),
@@ -34,6 +37,7 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
         filesystem("overlayfs", &filesystems, "overlay", kernel.feature("overlay", "CONFIG_OVERLAY_FS")),
         filesystem("erofs", &filesystems, "erofs", kernel.feature("erofs", "CONFIG_EROFS_FS")),
         cgroup(fs_type(Path::new("/sys/fs/cgroup"))),
+        inotify(&read("/proc/sys/fs/inotify/max_user_instances")),
     ];
     findings.push(state_dir(&settings.state_dir, fs_type(existing(&settings.state_dir))));
     findings.push(scratch_dir(&settings.scratch_dir));
@@ -213,6 +217,27 @@ fn cgroup(fs_type: Option<i64>) -> Finding {
     )
 }
 
+/// A pod with configMaps or secrets takes one inotify instance of root's.
+fn inotify(instances: &str) -> Finding {
+    match instances.trim().parse::<u32>() {
+        Ok(instances) if instances >= ENOUGH_INSTANCES => {
+            Finding::ok("inotify", format!("{instances} instances for each user"))
+        }
+        Ok(instances) => Finding::note(
+            "inotify",
+            format!(
+                "{instances} instances for each user: in more pods, programs don't hear of updated configMaps"
+            ),
+            format!("sysctl fs.inotify.max_user_instances={ENOUGH_INSTANCES}"),
+        ),
+        Err(_) => Finding::note(
+            "inotify",
+            "the kernel has none: programs in pods don't hear of updated configMaps",
+            "use a kernel with CONFIG_INOTIFY_USER",
+        ),
+    }
+}
+
 /// Where the running pods' state is kept must vanish with the pods, at a reboot.
 fn state_dir(path: &Path, fs_type: Option<i64>) -> Finding {
     let path = path.display();
@@ -226,7 +251,7 @@ fn state_dir(path: &Path, fs_type: Option<i64>) -> Finding {
     )
 }
 
-/// Images made from directories are unnamed files there.
+/// Archives are unpacked into unnamed files there.
 fn scratch_dir(path: &Path) -> Finding {
     const CHECK: &str = "scratch directory";
     let found = existing(path);
@@ -266,6 +291,13 @@ mod tests {
         assert_eq!(level(639), Level::Note);
         assert_eq!(level(640), Level::Ok);
         assert_eq!(memory("", &settings).level, Level::Note);
+    }
+
+    #[test]
+    fn few_inotify_instances_are_worth_a_note() {
+        assert_eq!(inotify("128\n").level, Level::Note);
+        assert_eq!(inotify("8192\n").level, Level::Ok);
+        assert_eq!(inotify("").level, Level::Note);
     }
 
     #[test]

@@ -29,7 +29,6 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
             head.starts_with(CPIO)
         }),
         shim(find(SHIM).as_deref(), containerd.is_some()),
-        mkfs(find("mkfs.erofs").as_deref()),
     ];
     findings.extend(containerd.map(|path| engine("containerd", &path)));
     findings.extend(find("nerdctl").map(|path| engine("nerdctl", &path)));
@@ -77,25 +76,10 @@ fn same_version(check: &'static str, path: &Path, said: Option<String>) -> Findi
     }
 }
 
-fn mkfs(path: Option<&Path>) -> Finding {
-    let Some(path) = path else {
-        return Finding::problem(
-            "mkfs.erofs",
-            "not in PATH: directories can't be given to guests",
-            "install erofs-utils: `apt install erofs-utils`",
-        );
-    };
-    Finding::ok("mkfs.erofs", version_line(path))
-}
-
 fn engine(check: &'static str, path: &Path) -> Finding {
-    Finding::ok(check, version_line(path))
-}
-
-fn version_line(path: &Path) -> String {
     let said = first_lines(path, "--version").unwrap_or_default();
     let line = said.lines().next().unwrap_or("does not tell its version");
-    format!("{}: {}", path.display(), crate::text::untrusted(line, 100))
+    Finding::ok(check, format!("{}: {}", path.display(), crate::text::untrusted(line, 100)))
 }
 
 /// Judges a file by how it begins.
@@ -135,8 +119,7 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// What a program prints when asked for its version, whatever its exit code: mkfs.erofs 1.5 does not know the option,
-/// and begins its complaint with its version.
+/// What a program prints when asked for its version, whatever its exit code.
 fn first_lines(path: &Path, flag: &str) -> Option<String> {
     let output = Command::new(path).arg(flag).stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();

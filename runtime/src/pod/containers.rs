@@ -3,23 +3,22 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use monohull_protocol::agent as proto;
 use oci_spec::runtime as oci;
 use protobuf::MessageField;
 
+use super::volumes::Attached;
 use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
+use crate::disk::Extent;
 use crate::process::{Process, Stdio};
-use crate::rootfs::{Source, Storage};
+use crate::rootfs::{SharedTree, Source, Storage};
 use crate::share::Exported;
-use crate::spec::{self, Volume};
+use crate::spec::{self, BlockDevice};
 use crate::state::{self, ContainerState};
-
-/// The type of a storage that is an export of the pod's fs server (`agent.proto`).
-const SHARED: &str = "virtiofs";
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -30,8 +29,26 @@ pub(super) struct Containers(Mutex<HashMap<String, Container>>);
 enum Container {
     /// Its id is taken, no more.
     Creating,
-    /// Its init process exists. What it has of the host is shared as long as this lives.
-    Created { init: Process, _exports: Vec<Exported> },
+    /// Its init process exists.
+    Created { init: Process, held: Held },
+}
+
+/// What a container has of the host. It is there as long as this lives.
+#[derive(Debug, Default)]
+struct Held {
+    volumes: Attached,
+    extents: Vec<Arc<Extent>>,
+    trees: Vec<Exported>,
+    /// The root, as a descriptor.
+    root: Option<OwnedFd>,
+}
+
+/// A container's storages and block devices as the agent is told of them, and what keeps them there.
+#[derive(Default)]
+struct Ready {
+    storages: Vec<proto::Storage>,
+    devices: Vec<proto::BlockDevice>,
+    held: Held,
 }
 
 /// An id that is taken while its container is made; given back unless [`Self::keep`] is called.
@@ -66,15 +83,23 @@ impl Containers {
         }
     }
 
+    /// Takes a container's root, if it is shared.
+    fn take_root(&self, id: &str) -> Option<OwnedFd> {
+        match self.lock().get_mut(id) {
+            Some(Container::Created { held, .. }) => held.root.take(),
+            _ => None,
+        }
+    }
+
     fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
 }
 
 impl Reservation<'_> {
-    fn keep(self, init: Process, exports: Vec<Exported>) {
+    fn keep(self, init: Process, held: Held) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, _exports: exports });
+        table.insert(self.id.clone(), Container::Created { init, held });
     }
 }
 
@@ -90,7 +115,7 @@ impl Drop for Reservation<'_> {
 impl Pod {
     /// Creates a container; its init process waits for [`Process::start`]. Several may be created at once.
     pub async fn create_container(&self, config: ContainerConfig) -> Result<Process, PodError> {
-        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline).await?).await
+        self.create_prepared(Prepared::new(&self.settings, config, &self.timeline)?).await
     }
 
     /// [`Self::create_container`] with the host's part of the work already done.
@@ -98,13 +123,15 @@ impl Pod {
         let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
-            Ok((process, exported)) => {
-                reservation.keep(process.clone(), exported);
+            Ok((process, held)) => {
+                held.volumes.set_live();
+                reservation.keep(process.clone(), held);
                 self.timeline.mark("container created");
                 self.note_container(id, bundle)?;
                 Ok(process)
             }
             Err(error) => {
+                self.disk.settle().await;
                 self.shrink(&id).await;
                 Err(error)
             }
@@ -112,20 +139,22 @@ impl Pod {
     }
 
     /// Makes room for the container, and creates it.
-    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Vec<Exported>), PodError> {
-        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, .. } = prepared;
+    async fn create_reserved(&self, prepared: Prepared) -> Result<(Process, Held), PodError> {
+        let Prepared { id, pids_of, limits, stdio, spec, storages, volumes, sockets, devices, .. } = prepared;
         let mib = self.fit(|demand| demand.add(&id, limits)).await?;
-        let disk = self.add_storages(storages);
-        let share = self.share_volumes(volumes);
+        let storages = self.add_storages(storages, devices);
+        let volumes = self.attach_volumes(volumes, sockets);
         let streams = async { Ok::<_, PodError>(self.vsock.streams(stdio, self.stream_prefix()).await?) };
-        let (mut storages, (shared, exported), (streams, names)) = tokio::try_join!(disk, share, streams)?;
-        storages.extend(shared);
+        let (ready, (attached, volumes), (streams, names)) = tokio::try_join!(storages, volumes, streams)?;
+        let Ready { mut storages, devices, held } = ready;
+        storages.extend(attached);
         let request = proto::CreateContainerRequest {
             id: id.clone(),
             spec: spec::to_json(&spec)?,
             storages,
             stdio: MessageField::some(stdio.to_request(names)),
             pid_namespace_of: pids_of.unwrap_or_default(),
+            devices,
             ..Default::default()
         };
         let pid = match self.link.agent.create_container(&request).await {
@@ -138,7 +167,7 @@ impl Pod {
         }
         let key = ProcessKey { container: id, exec: String::new() };
         let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
-        Ok((process, exported))
+        Ok((process, Held { volumes, ..held }))
     }
 
     /// Creates and starts a further process in a running container.
@@ -179,8 +208,15 @@ impl Pod {
         }
     }
 
+    /// A container's root as it is on the host (O_PATH): mounted nowhere else. Given once; `None` also for a container
+    /// whose root is an image.
+    pub fn take_root(&self, container: &str) -> Option<OwnedFd> {
+        self.containers.take_root(container)
+    }
+
     /// Removes a stopped container and its guest mounts, cgroup and files. One that was never started is killed first.
-    /// Its extents stay until the VM's end: the image disk only grows. In a pod whose VM has ended it only forgets.
+    /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has
+    /// ended it only forgets.
     pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
         let init = self.containers.init(container)?;
         if init.is_running() {
@@ -201,6 +237,7 @@ impl Pod {
             }
         }
         self.containers.remove(container);
+        self.disk.settle().await;
         self.shrink(container).await;
         self.state.change(|state| state.containers.retain(|c| c.id != container))?;
         Ok(())
@@ -212,40 +249,28 @@ impl Pod {
         Ok(())
     }
 
-    /// Shares a container's volumes with the guest.
-    async fn share_volumes(
+    /// Puts a container's files and block devices on the image disk, and shares its trees.
+    async fn add_storages(
         &self,
-        volumes: Vec<Volume>,
-    ) -> Result<(Vec<proto::Storage>, Vec<Exported>), PodError> {
-        let (mut storages, mut all) = (Vec::new(), Vec::new());
-        if volumes.is_empty() {
-            return Ok((storages, all));
-        }
-        let share = self.share().await?;
-        for Volume { export, target } in volumes {
-            let exported = share.add(export).await?;
-            storages.push(proto::Storage {
-                fstype: SHARED.into(),
-                source: Some(proto::storage::Source::Path(exported.name().to_owned())),
-                target,
-                ..Default::default()
-            });
-            all.push(exported);
-        }
-        Ok((storages, all))
-    }
-
-    /// Puts a container's files and block devices on the image disk.
-    async fn add_storages(&self, storages: Vec<Storage<Source>>) -> Result<Vec<proto::Storage>, PodError> {
-        let mut added = Vec::with_capacity(storages.len());
+        storages: Vec<Storage<Source>>,
+        devices: Vec<(BlockDevice, OwnedFd)>,
+    ) -> Result<Ready, PodError> {
+        let mut added = Ready::default();
         for storage in storages {
             let source = match storage.source {
                 Source::Path(path) => proto::storage::Source::Path(path),
+                Source::Tree(SharedTree { tree, read_only, whole }) => {
+                    let (exported, root) = self.share().await?.add_root(tree, read_only).await?;
+                    let name = exported.name().to_owned();
+                    added.held.trees.push(exported);
+                    added.held.root = whole.then_some(root);
+                    proto::storage::Source::Path(name)
+                }
                 Source::File { file, read_only } => {
-                    proto::storage::Source::Extent(self.add_extent(file, read_only).await?)
+                    proto::storage::Source::Extent(self.add_extent(&mut added.held, file, read_only).await?)
                 }
             };
-            added.push(proto::Storage {
+            added.storages.push(proto::Storage {
                 fstype: storage.fstype,
                 source: Some(source),
                 target: storage.target,
@@ -254,11 +279,22 @@ impl Pod {
                 ..Default::default()
             });
         }
+        for (BlockDevice { major, minor, read_only }, file) in devices {
+            let extent = MessageField::some(self.add_extent(&mut added.held, file, read_only).await?);
+            added.devices.push(proto::BlockDevice { major, minor, extent, ..Default::default() });
+        }
         Ok(added)
     }
 
-    async fn add_extent(&self, file: OwnedFd, read_only: bool) -> Result<proto::Extent, PodError> {
-        let (start, sectors) = self.vm.add_extent(file, read_only).await?;
-        Ok(proto::Extent { disk: 0, start, sectors, read_only, ..Default::default() })
+    async fn add_extent(
+        &self,
+        held: &mut Held,
+        file: OwnedFd,
+        read_only: bool,
+    ) -> Result<proto::Extent, PodError> {
+        let extent = self.disk.add(&self.vm, file, read_only).await?;
+        let request = extent.to_request();
+        held.extents.push(extent);
+        Ok(request)
     }
 }

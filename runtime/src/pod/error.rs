@@ -3,6 +3,8 @@
 use monohull_vmm::api::ExitReason;
 
 use crate::agent::{AgentError, RefusedCode};
+use crate::device::DeviceError;
+use crate::disk::DiskError;
 use crate::network::NetworkError;
 use crate::rootfs::RootfsError;
 use crate::share::ShareError;
@@ -48,6 +50,9 @@ pub enum PodError {
     /// A container's root or volumes.
     #[error(transparent)]
     Rootfs(RootfsError),
+    /// The image disk.
+    #[error(transparent)]
+    Disk(DiskError),
     /// Host directories.
     #[error(transparent)]
     Share(ShareError),
@@ -93,6 +98,22 @@ impl From<StateError> for PodError {
 impl From<RootfsError> for PodError {
     fn from(error: RootfsError) -> Self {
         if error.is_refusal() { Self::Invalid(text::chain(&error)) } else { Self::Rootfs(error) }
+    }
+}
+
+impl From<DeviceError> for PodError {
+    fn from(error: DeviceError) -> Self {
+        Self::Invalid(text::chain(&error))
+    }
+}
+
+impl From<DiskError> for PodError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Vm(error) => error.into(),
+            DiskError::Mode { .. } => Self::Precondition(error.to_string()),
+            other => Self::Disk(other),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The life of pods and containers against a VMM and an agent that are fake, in a process of their own.
 
+mod block;
+
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -7,8 +9,9 @@ use protobuf::Message;
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::fake::{Host, Mode, PID};
+use crate::fake::{Host, Mode, PID, write_program};
 use crate::process::Exit;
+use crate::rootfs::Mount;
 
 fn pod_config(host: &Host) -> PodConfig {
     PodConfig {
@@ -20,13 +23,15 @@ fn pod_config(host: &Host) -> PodConfig {
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
+        share: false,
+        host_mounts: None,
         network: false,
         console: None,
         timeline: Timeline::new(),
     }
 }
 
-fn container_config(host: &Host, id: &str) -> ContainerConfig {
+pub(crate) fn container_config(host: &Host, id: &str) -> ContainerConfig {
     let spec = serde_json::json!({
         "ociVersion": "1.1.0",
         "root": { "path": "rootfs" },
@@ -38,7 +43,11 @@ fn container_config(host: &Host, id: &str) -> ContainerConfig {
     ContainerConfig {
         id: id.into(),
         spec: serde_json::from_value(spec).unwrap(),
-        rootfs: Rootfs::Directory(host.path().join("root")),
+        rootfs: Rootfs::Mounts(vec![Mount {
+            fstype: "erofs".into(),
+            source: host.path().join("image").display().to_string(),
+            ..Mount::default()
+        }]),
         bundle: host.path().into(),
         pids_of: None,
         stdio: Stdio { stdout: true, ..Stdio::default() },
@@ -49,7 +58,7 @@ fn state_dir(host: &Host) -> std::path::PathBuf {
     host.path().join("state/n/p1")
 }
 
-async fn start(host: &Host) -> Arc<Pod> {
+pub(crate) async fn start(host: &Host) -> Arc<Pod> {
     Pod::start(pod_config(host)).await.unwrap()
 }
 
@@ -91,6 +100,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
         "start c1",
         "signal c1 15 all=false",
         "delete c1",
+        "RemoveExtent { start: 0 }",
         "memory 0",
         "shutdown",
     ];
@@ -452,4 +462,36 @@ async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
     while host.calls().last().is_none_or(|call| call != "resume restless") {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_directory_root_is_shared_and_its_server_is_part_of_the_pod() {
+    use std::os::fd::AsRawFd;
+    let host = Host::new(Mode::Good);
+    let (root, server) = (host.path().join("root"), host.path().join("fs"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), "content").unwrap();
+    write_program(&server, "#!/bin/sh\nexec sleep 1000\n");
+    let mut config = pod_config(&host);
+    config.settings.fs_server = server;
+    config.host_mounts = Some(Arc::new(std::fs::File::open("/proc/self/ns/mnt").unwrap().into()));
+    let mut container = container_config(&host, "c1");
+    container.rootfs = Rootfs::Directory(root);
+    let (pod, _process) = Pod::start_with(config, container).await.unwrap();
+
+    let calls = host.calls();
+    assert!(
+        calls.contains(&"AttachFs".into()) && calls.contains(&"container c1 virtiofs".into()),
+        "{calls:?}"
+    );
+    let opened = pod.take_root("c1").unwrap();
+    let file = format!("/proc/self/fd/{}/file", opened.as_raw_fd());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "content");
+    assert!(pod.take_root("c1").is_none(), "given once");
+    let server = PodState::read(&state_dir(&host)).unwrap().fs_server.unwrap();
+    let pid = nix::unistd::Pid::from_raw(server.pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let reason = pod.ended().await.to_string();
+    assert!(reason.contains("the pod's fs server was killed"), "{reason}");
+    pod.shutdown().await.unwrap();
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Mount, Planned, RootfsError, Storage, Tree, absolute, packed, tmpfs_upper};
+use super::{HostTree, Mount, Planned, RootfsError, Storage, absolute, shared, tmpfs_upper};
 
 const MKDIR: &str = "X-containerd.mkdir.path=";
 
@@ -76,14 +76,15 @@ pub(super) fn overlay(
     Ok(layers)
 }
 
-/// An upper directory on the host can't be written from the guest. What it holds already becomes one more lower layer.
+/// A directory on the host can't be the guest's upper layer: the kernel takes no file system for it that may change by
+/// itself. What it holds already becomes one more lower layer, in which the files that stand for deleted ones still do.
 fn host_upper(upper: &Upper, base: &str) -> Result<Option<Storage<Planned>>, RootfsError> {
     let Some(path) = upper.upperdir.as_deref().map(absolute).transpose()? else { return Ok(None) };
     match std::fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(None),
         // `mkdir/` would have made it.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Ok(false) => Ok(Some(packed(Tree::Directory(path), format!("{base}/upper")))),
+        Ok(false) => Ok(Some(shared(HostTree::Directory(path), true, format!("{base}/upper")))),
         Err(e) => Err(RootfsError::Open(path, e)),
     }
 }

@@ -1,29 +1,34 @@
 //! A container's mounts: what the guest has itself stays, what comes from the host is brought along or refused.
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
-use super::{GUEST_DEVICES, MemoryVolume, SpecError, Volume, Volumes};
+use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SocketVolume, SpecError, Volume, Volumes};
+use crate::rootfs;
 use crate::share::{Export, ReadOnly};
+use crate::sockets::{Client, HostSocket};
 
 /// In the path of a volume that the kubelet has made for the life of a pod.
 const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
+/// File systems that the guest mounts from a file or block device of the host.
+const IMAGE_TYPES: [&str; 3] = ["erofs", "ext4", "xfs"];
 const SHM: &str = "/dev/shm";
 /// Host directories of which the guest has its own: a bind mount of one means the pod's.
 const GUEST_DIRECTORIES: [&str; 3] = [SHM, "/dev/mqueue", "/sys/fs/cgroup"];
-/// Mounts in the guest propagate nowhere.
+/// How the mounts below a container's mount propagate: what the host mounts reaches the guest, nothing reaches the host.
 const PROPAGATION: [&str; 8] =
     ["shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
 
 /// Rewrites the mounts of a spec; `base` is the container's directory in the guest.
 pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result<Volumes, SpecError> {
     let mut volumes = Volumes::default();
+    let client = spec.process().as_ref().map(|process| client(process.user())).unwrap_or_default();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let field = format!("mounts[{index}] ({})", mount.destination().display());
         let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m: &Vec<_>| !m.is_empty());
@@ -32,10 +37,15 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
         }
         let is_bind = is_bind(mount);
         let options = mount.options().clone().unwrap_or_default();
+        if is_of_host(mount) && options.iter().any(|option| option == "shared" || option == "rshared") {
+            let reason = "what is mounted in the guest can't appear on the host (\"rshared\", mountPropagation \
+                          Bidirectional); HostToContainer works";
+            return Err(SpecError::field(field, reason));
+        }
         let kept = options.into_iter().filter(|option| !PROPAGATION.contains(&option.as_str()));
         mount.set_options(Some(kept.collect()));
         if is_bind {
-            let source = bind(mount, &field, base, bundle, &mut volumes)?;
+            let source = bind(mount, &field, base, bundle, (&client, &mut volumes))?;
             if is_of_host(mount) && is_writable_below(mount, bundle) {
                 // The guest has one file system of the whole tree. Its top is read-only in the server's mounts.
                 let kept = mount.options().iter().flatten().filter(|option| *option != "ro");
@@ -43,6 +53,8 @@ pub(super) fn rewrite(spec: &mut oci::Spec, base: &str, bundle: &Path) -> Result
                 mount.set_options(Some(kept));
             }
             mount.set_typ(Some("bind".into())).set_source(Some(source.into()));
+        } else if mount.typ().as_deref().is_some_and(|typ| IMAGE_TYPES.contains(&typ)) {
+            image(mount, &field, base, bundle, &mut volumes)?;
         } else if !mount.typ().as_deref().is_some_and(|typ| GUEST_TYPES.contains(&typ)) {
             let typ = mount.typ().as_deref().unwrap_or_default();
             return Err(SpecError::field(field, format!("type {typ:?} is not supported")));
@@ -68,7 +80,7 @@ fn bind(
     field: &str,
     base: &str,
     bundle: &Path,
-    volumes: &mut Volumes,
+    (client, volumes): (&Client, &mut Volumes),
 ) -> Result<String, SpecError> {
     if !is_of_host(mount) {
         return Ok(mount.destination().to_string_lossy().into_owned());
@@ -81,11 +93,16 @@ fn bind(
     if let Some(device) = guest_device(&metadata) {
         return Ok(device.to_owned());
     }
+    let target = format!("{base}/binds/{}", volumes.count());
+    if file_type.is_socket() {
+        let volume = socket(&source, client, target.clone()).map_err(cannot_read)?;
+        volumes.sockets.push(volume);
+        return Ok(target);
+    }
     if !file_type.is_file() && !file_type.is_dir() {
         let what = format!("{} is {}, which the guest can't reach", source.display(), kind(file_type));
         return Err(SpecError::field(field, what));
     }
-    let target = format!("{base}/binds/{}", volumes.count());
     let file_system = statfs(&source).map_err(|e| cannot_read(e.into()))?;
     if file_system.filesystem_type() == HUGETLBFS_MAGIC {
         return Err(SpecError::field(field, "the guest has no huge pages"));
@@ -145,6 +162,55 @@ fn has_mounts_below(mountinfo: &str, directory: &Path) -> bool {
     points.any(|point| point != Path::new(&escaped) && point.starts_with(&escaped))
 }
 
+/// Makes a mount of a file system's image a bind mount of where the guest has it.
+fn image(
+    mount: &mut oci::Mount,
+    field: &str,
+    base: &str,
+    bundle: &Path,
+    volumes: &mut Volumes,
+) -> Result<(), SpecError> {
+    let fstype = mount.typ().clone().unwrap_or_default();
+    let source = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty());
+    let source =
+        bundle.join(source.ok_or_else(|| SpecError::field(field, format!("{fstype} without a source")))?);
+    let options = mount.options().clone().unwrap_or_default();
+    // The last one counts.
+    let mode = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw"));
+    let read_only = fstype == "erofs" || mode.is_some_and(|mode| mode != "rw");
+    let refused = |reason: String| SpecError::field(field, reason);
+    let options = options.into_iter().filter(|option| option != "rro").collect::<Vec<_>>();
+    let options = rootfs::image_options(&options, read_only).map_err(refused)?;
+    let target = format!("{base}/binds/{}", volumes.count());
+    // Its options are those of the mount that it is a copy of.
+    mount.set_typ(Some("bind".into())).set_source(Some(target.clone().into()));
+    mount.set_options(Some(vec!["bind".into()]));
+    volumes.images.push(ImageVolume { fstype, source, read_only, options, target });
+    Ok(())
+}
+
+/// The socket at `source` as it is now.
+fn socket(source: &Path, client: &Client, target: String) -> std::io::Result<SocketVolume> {
+    let file = File::options().read(true).custom_flags(libc::O_PATH).open(source)?;
+    let metadata = file.metadata()?;
+    if !metadata.file_type().is_socket() {
+        return Err(std::io::Error::other("it has just been replaced"));
+    }
+    let options = vec![
+        format!("mode={:o}", metadata.mode() & 0o7777),
+        format!("uid={}", metadata.uid()),
+        format!("gid={}", metadata.gid()),
+    ];
+    let socket = HostSocket { path: source.to_owned(), socket: file.into(), client: client.clone() };
+    Ok(SocketVolume { socket, options, target })
+}
+
+/// As whom the host's servers see the container.
+fn client(user: &oci::User) -> Client {
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    Client { uid: user.uid(), gid: user.gid(), groups }
+}
+
 /// The size of the host's tmpfs that a mount would put on `/dev/shm`.
 pub(super) fn shm_bytes(mount: &oci::Mount) -> Option<u64> {
     if mount.destination() != Path::new(SHM) || !is_bind(mount) {
@@ -174,8 +240,10 @@ fn is_memory_volume(source: &Path) -> bool {
 
 fn kind(file_type: fs::FileType) -> &'static str {
     match file_type {
-        t if t.is_socket() => "a socket of the host",
         t if t.is_fifo() => "a FIFO of the host",
+        t if t.is_block_device() => {
+            "a block device of the host (mount its file system, or pass it as a device: `volumeDevices`, `--device`)"
+        }
         _ => "a device of the host",
     }
 }

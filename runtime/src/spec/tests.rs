@@ -83,8 +83,63 @@ fn every_guest_has_the_standard_devices() {
     let null = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
                       { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 }]);
     rewritten(with("/linux/devices", null));
-    let block = json!([{ "path": "/dev/null", "type": "b", "major": 1, "minor": 3 }]);
-    assert!(refusal(with("/linux/devices", block)).starts_with("linux.devices"));
+}
+
+/// The block devices of a spec with these devices and rules.
+fn blocks(devices: Value, rules: Value) -> Vec<BlockDevice> {
+    let mut spec = with("/linux/devices", devices);
+    spec["linux"]["resources"] = json!({ "devices": rules });
+    rewrite_in(spec, Path::new("/b")).unwrap().1.devices
+}
+
+#[test]
+fn a_block_device_is_writable_as_far_as_the_last_rule_about_it_says() {
+    let device = json!([{ "path": "/dev/data", "type": "b", "major": 7, "minor": 1 },
+                        { "path": "/dev/again", "type": "b", "major": 7, "minor": 1 }]);
+    let rule = |allow: bool, typ: &str, major: i64, minor: i64, access: &str| json!({ "allow": allow, "type": typ, "major": major, "minor": minor, "access": access });
+    let deny = || json!({ "allow": false, "access": "rwm" });
+    for (rules, read_only) in [
+        (json!([]), false),
+        (json!([deny()]), true),
+        (json!([deny(), rule(true, "b", 7, 1, "rwm")]), false),
+        (json!([deny(), rule(true, "b", 7, 1, "r")]), true),
+        (json!([deny(), rule(true, "b", 7, 2, "rwm"), rule(true, "c", 7, 1, "rwm")]), true),
+        (json!([deny(), rule(true, "b", 7, -1, "rw")]), false),
+        (json!([rule(true, "b", 7, 1, "rwm"), rule(false, "b", 7, 1, "w")]), true),
+    ] {
+        let found = blocks(device.clone(), rules.clone());
+        assert_eq!(found, [BlockDevice { major: 7, minor: 1, read_only }], "{rules}");
+    }
+    let elsewhere = json!([{ "path": "/data", "type": "b", "major": 7, "minor": 1 }]);
+    assert!(refusal(with("/linux/devices", elsewhere)).contains("must be below /dev"));
+}
+
+#[test]
+fn file_systems_in_files_are_mounted_by_the_guest() {
+    let entries = json!([
+        { "destination": "/a", "type": "ext4", "source": "/i/a.img", "options": ["loop", "nosuid", "rw", "rprivate"] },
+        { "destination": "/b", "type": "xfs", "source": "b.img", "options": ["rro", "nouuid"] },
+        { "destination": "/c", "type": "erofs", "source": "/i/c.img" },
+    ]);
+    let (mounts, volumes) = mounts(entries, Path::new("/bundle")).unwrap();
+    let volume = |fstype: &str, source: &str, read_only, options: &[&str], number: u8| ImageVolume {
+        fstype: fstype.into(),
+        source: source.into(),
+        read_only,
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+        target: format!("/g/binds/{number}"),
+    };
+    let expected = [
+        volume("ext4", "/i/a.img", false, &["nosuid"], 0),
+        volume("xfs", "/bundle/b.img", true, &["nouuid", "ro"], 1),
+        volume("erofs", "/i/c.img", true, &["ro"], 2),
+    ];
+    assert_eq!(volumes.images, expected);
+    assert_eq!(mounts[1]["type"], "bind");
+    assert_eq!((&mounts[1]["source"], &mounts[1]["options"]), (&json!("/g/binds/1"), &json!(["bind"])));
+    let parts = json!([{ "destination": "/c", "type": "erofs", "source": "/i", "options": ["device=/x"] }]);
+    let error = self::mounts(parts, Path::new("/b")).unwrap_err().to_string();
+    assert!(error.starts_with("mounts[0] (/c): option device="), "{error}");
 }
 
 #[test]
@@ -202,14 +257,30 @@ fn a_device_that_every_guest_has_is_the_guests_own() {
 }
 
 #[test]
+fn a_socket_is_held_open_with_its_mode_and_the_containers_user() {
+    use std::os::unix::fs::PermissionsExt;
+    let bundle = tempfile::tempdir().unwrap();
+    let path = bundle.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+    let mut spec = with("/process/user", json!({ "uid": 5, "gid": 6, "additionalGids": [7] }));
+    spec["mounts"] = json!([{ "destination": "/x", "type": "bind", "source": path, "options": ["bind"] }]);
+    let (spec, volumes) = rewrite_in(spec, bundle.path()).unwrap();
+    let spec = serde_json::to_value(spec).unwrap();
+    assert_eq!(spec["mounts"][0]["source"], "/g/binds/0");
+    let [socket] = &volumes.sockets[..] else { panic!("{volumes:?}") };
+    assert_eq!((socket.target.as_str(), socket.options[0].as_str()), ("/g/binds/0", "mode=660"));
+    assert_eq!(socket.socket.client, crate::sockets::Client { uid: 5, gid: 6, groups: vec![7] });
+}
+
+#[test]
 fn mounts_that_need_the_host_are_refused_by_number_and_place() {
     let bundle = tempfile::tempdir().unwrap();
     let path = |name: &str| bundle.path().join(name);
     nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
     for (source, options, words) in [
         (path("none"), json!(["bind", "ro"]), "cannot read"),
-        (path("socket"), json!(["bind"]), "a socket of the host"),
+        (path(""), json!(["rbind", "rshared"]), "Bidirectional"),
         (path("fifo"), json!(["bind"]), "a FIFO of the host"),
     ] {
         let entry = json!([{ "destination": "/x", "type": "bind", "source": source, "options": options }]);

@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use monohull_protocol::RPC_PORT;
+use monohull_protocol::{RPC_PORT, SOCKET_PORT};
 use monohull_vmm::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request};
 use monohull_vmm::client::Vmm;
 use nix::sys::signal::Signal;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, Ended};
 use crate::cgroup::OomCounter;
+use crate::sockets::Sockets;
 use crate::timeline::Timeline;
 use crate::{sys, text};
 
@@ -26,10 +28,12 @@ const MAX_MARKS: usize = 32;
 /// Most characters taken of a text that the VMM or guest wrote.
 const MAX_TEXT: usize = 512;
 
-/// Who waits for the agent's connection, and where the VMM's marks and the guest's memory in MiB are noted.
+/// Who waits for the agent's connection, who serves those to sockets of the host, and where the VMM's marks and the
+/// guest's memory in MiB are noted.
 #[derive(Debug)]
 pub(super) struct Expected {
     agent: Option<oneshot::Sender<UnixStream>>,
+    sockets: Arc<Sockets>,
     memory: watch::Sender<u32>,
     timeline: Timeline,
 }
@@ -37,10 +41,11 @@ pub(super) struct Expected {
 impl Expected {
     pub(super) fn new(
         agent: oneshot::Sender<UnixStream>,
+        sockets: Arc<Sockets>,
         memory: watch::Sender<u32>,
         timeline: Timeline,
     ) -> Self {
-        Self { agent: Some(agent), memory, timeline }
+        Self { agent: Some(agent), sockets, memory, timeline }
     }
 }
 
@@ -193,6 +198,11 @@ impl Owner {
                 {
                     // Nobody waits any more when the start was given up.
                     let _ = agent.send(stream);
+                }
+            }
+            Event::GuestConnected { port: SOCKET_PORT } => {
+                if let Some(stream) = fds.into_iter().next().and_then(into_stream) {
+                    self.expected.sockets.serve(stream);
                 }
             }
             Event::GuestConnected { .. } => {}

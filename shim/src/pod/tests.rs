@@ -1,5 +1,6 @@
 //! The task service over its real socket, with a guest that does what a test tells it.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::SystemTime;
@@ -195,6 +196,10 @@ impl Guest for FakeGuest {
     async fn refresh_network(&self) -> Result<(), PodError> {
         self.call("refresh network".into());
         Ok(())
+    }
+
+    fn take_root(&self, _: &str) -> Option<OwnedFd> {
+        None
     }
 
     async fn delete_container(&self, container: &str) -> Result<(), PodError> {
@@ -407,9 +412,10 @@ fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 #[tokio::test]
 async fn a_container_lives_and_its_events_come_in_order() {
     let mut t = Fixture::new().await;
-    assert_eq!(t.create("p1", json!({})).await.unwrap(), SHIM_PID);
+    let pid = t.create("p1", json!({})).await.unwrap();
+    assert_ne!(pid, SHIM_PID);
     assert_eq!(t.status("p1").await, Status::CREATED);
-    assert_eq!(t.start("p1", "").await.unwrap(), SHIM_PID);
+    assert_eq!(t.start("p1", "").await.unwrap(), pid);
     assert_eq!(t.status("p1").await, Status::RUNNING);
     t.kill("p1", "", 15).await.unwrap();
     assert_eq!(t.wait("p1", "").await.unwrap(), 143);
@@ -474,12 +480,12 @@ async fn only_in_a_shared_pid_namespace_the_end_of_init_needs_a_kill() {
 #[tokio::test]
 async fn an_exec_runs_and_is_deleted_without_the_container_noticing() {
     let mut t = Fixture::new().await;
-    t.create("p1", json!({})).await.unwrap();
+    let pid = t.create("p1", json!({})).await.unwrap();
     t.start("p1", "").await.unwrap();
     t.exec("p1", "e1").await.unwrap();
     assert_eq!(refusal(t.exec("p1", "e1").await).0, Code::ALREADY_EXISTS);
     assert_eq!(refusal(t.kill("p1", "e1", 9).await).0, Code::FAILED_PRECONDITION);
-    assert_eq!(t.start("p1", "e1").await.unwrap(), SHIM_PID);
+    assert_eq!(t.start("p1", "e1").await.unwrap(), pid);
     assert_eq!(refusal(t.delete("p1", "e1").await).0, Code::FAILED_PRECONDITION);
     t.kill("p1", "e1", 9).await.unwrap();
     assert_eq!(t.wait("p1", "e1").await.unwrap(), 137);
@@ -657,7 +663,8 @@ async fn members_share_the_pods_vm_and_the_sandbox_outlives_them() {
 #[tokio::test]
 async fn a_container_is_named_by_its_pid_as_the_target_of_another() {
     let t = Fixture::new().await;
-    t.create("p1", json!({})).await.unwrap();
+    let annotations = json!({"annotations": {"io.kubernetes.cri.container-type": "sandbox"}});
+    assert_eq!(t.create("p1", annotations).await.unwrap(), SHIM_PID);
     let member = t.create("c1", json!({})).await.unwrap();
     assert_eq!(t.state("c1").await.unwrap().pid, member);
     assert_ne!(t.create("c2", json!({})).await.unwrap(), member);
@@ -794,13 +801,13 @@ async fn a_failing_hook_refuses_the_container_and_is_cleaned_up_after() {
 #[tokio::test]
 async fn pids_name_the_task_by_the_pid_that_the_engine_knows() {
     let t = Fixture::new().await;
-    t.create("p1", json!({})).await.unwrap();
+    let pid = t.create("p1", json!({})).await.unwrap();
     t.start("p1", "").await.unwrap();
     t.exec("p1", "e1").await.unwrap();
     t.start("p1", "e1").await.unwrap();
     let request = PidsRequest { id: "p1".into(), ..Default::default() };
     let pids = t.task.pids(Context::default(), &request).await.unwrap().processes;
-    assert_eq!(pids.iter().map(|process| process.pid).collect::<Vec<_>>(), [SHIM_PID, 101]);
+    assert_eq!(pids.iter().map(|process| process.pid).collect::<Vec<_>>(), [pid, 101]);
     assert_eq!(pids[1].info.type_url, "containerd.runc.v1.ProcessDetails");
     t.kill("p1", "", 9).await.unwrap();
     t.kill("p1", "e1", 9).await.unwrap();

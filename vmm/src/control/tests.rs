@@ -11,6 +11,7 @@ struct Fake {
     taps: usize,
     servers: usize,
     mib: u32,
+    paused: bool,
 }
 
 impl Disk for Fake {
@@ -20,6 +21,14 @@ impl Disk for Fake {
         }
         self.extents += 1;
         Ok((self.extents, file.metadata()?.len()))
+    }
+
+    fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError> {
+        if start != self.extents {
+            return Err("there is none".into());
+        }
+        self.extents -= 1;
+        Ok(RemovedExtent::new(File::open("/dev/null")?, false))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -48,6 +57,22 @@ impl Memory for Fake {
     }
 }
 
+impl Machine for Fake {
+    fn pause(&mut self) -> Result<(), DeviceError> {
+        self.paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        self.paused = false;
+        Ok(())
+    }
+
+    fn save(&mut self, _state: File, _memory: File) -> Result<Saved, DeviceError> {
+        if self.paused { Ok(Saved { state_bytes: 1, memory_bytes: 2 }) } else { Err("it runs".into()) }
+    }
+}
+
 impl Balloon for Fake {
     fn set_target(&mut self, mib: u32) {
         self.mib = mib;
@@ -73,6 +98,7 @@ impl Setup {
             balloon: Some(device.clone()),
             fs: Some(device.clone()),
             memory: Some(device.clone()),
+            machine: Some(device.clone()),
         };
         let ending = Ending::new().unwrap();
         let channel = Arc::new(channel);
@@ -107,6 +133,10 @@ fn requests_reach_their_device_and_are_answered() {
     assert_eq!(setup.ask(Action::SetBalloon { mib: 5 }, &[]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::AttachFs, &[null.as_fd(), null.as_fd()]), Ok(Done::Ok));
     assert_eq!(setup.ask(Action::SetMemory { mib: 6 }, &[]), Ok(Done::Memory { plugged_mib: 3 }));
+    assert_eq!(setup.ask(Action::Pause, &[]), Ok(Done::Ok));
+    let saved = Done::Saved(Saved { state_bytes: 1, memory_bytes: 2 });
+    assert_eq!(setup.ask(Action::Snapshot, &[null.as_fd(), null.as_fd()]), Ok(saved));
+    assert_eq!(setup.ask(Action::Resume, &[]), Ok(Done::Ok));
     let device = setup.device.lock().unwrap();
     assert_eq!((device.extents, device.taps, device.mib, device.servers), (1, 1, 5, 1));
 }
@@ -127,6 +157,11 @@ fn refusals_name_what_was_asked_and_why() {
             "can't add an extent to the image disk: the request has 0 file descriptors, it needs 1",
         ),
         (
+            Action::RemoveExtent { start: 7 },
+            &[],
+            "can't remove the extent at sector 7 from the image disk: there is none",
+        ),
+        (
             Action::AttachNic { nic: 1 },
             &[null.as_fd()],
             "can't attach network interface 1: this VM has 1 network interfaces",
@@ -137,6 +172,12 @@ fn refusals_name_what_was_asked_and_why() {
             "can't attach network interface 0: the request has 2 file descriptors, it needs 1",
         ),
         (
+            Action::Snapshot,
+            &[null.as_fd()],
+            "can't make a snapshot of the VM: the request has 1 file descriptors, it needs 2",
+        ),
+        (Action::Snapshot, &[null.as_fd(), null.as_fd()], "can't make a snapshot of the VM: it runs"),
+        (
             Action::AttachFs,
             &[null.as_fd()],
             "can't attach the fs server: the request has 1 file descriptors, it needs 2",
@@ -145,6 +186,15 @@ fn refusals_name_what_was_asked_and_why() {
         assert_eq!(setup.ask(action, fds), Err(text.to_owned()));
     }
     assert!(setup.ending.get().is_none());
+}
+
+#[test]
+fn a_removed_extent_is_answered_for_when_its_file_is_closed() {
+    let mut setup = Setup::new();
+    let null = File::open("/dev/null").unwrap();
+    setup.ask(Action::AddExtent { read_only: true }, &[null.as_fd()]).unwrap();
+    assert_eq!(setup.ask(Action::RemoveExtent { start: 1 }, &[]), Ok(Done::Ok));
+    assert_eq!(setup.device.lock().unwrap().extents, 0);
 }
 
 #[test]

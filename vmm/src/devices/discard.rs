@@ -3,7 +3,7 @@
 
 use std::io;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Bytes per page of the host, and of the balloon (virtio 1.2 §5.5.6).
 pub(crate) const PAGE: u64 = 4096;
@@ -11,19 +11,20 @@ pub(crate) const PAGE: u64 = 4096;
 /// How guest memory is backed, which decides how its pages are given back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Backing {
-    /// Private anonymous memory: what is discarded is freed, and reads as zeroes from then on.
-    Anonymous,
+    /// Memory private to this process: what is discarded is freed. From then on it reads as it began, as zeroes or as what
+    /// the snapshot holds that the guest started from. A guest that relies on either is not one that gives pages away: by
+    /// virtio 1.2 §5.5.6.7 their contents are undefined, as VIRTIO_BALLOON_F_PAGE_POISON is not offered.
+    Private,
 }
 
 impl Backing {
-    /// The backing of all of guest memory. Fails for memory of a file: discarding would bring its contents back instead
-    /// of freeing anything.
+    /// The backing of all of guest memory. Fails for memory that is shared: discarding would free nothing.
     pub(crate) fn of(mem: &GuestMemoryMmap) -> io::Result<Self> {
-        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        if mem.iter().all(|region| region.file_offset().is_none() && region.flags() & private == private) {
-            Ok(Self::Anonymous)
+        let kind = libc::MAP_PRIVATE | libc::MAP_SHARED;
+        if mem.iter().all(|region| region.flags() & kind == libc::MAP_PRIVATE) {
+            Ok(Self::Private)
         } else {
-            let message = "guest memory must be private and anonymous to be given back";
+            let message = "guest memory must be private to be given back";
             Err(io::Error::new(io::ErrorKind::Unsupported, message))
         }
     }
@@ -38,7 +39,7 @@ impl Backing {
             let Ok(piece) = piece else { return };
             let guard = piece.ptr_guard_mut();
             let advice = match self {
-                Self::Anonymous => libc::MADV_DONTNEED,
+                Self::Private => libc::MADV_DONTNEED,
             };
             // SAFETY: `piece` lies within one region of guest memory, which stays mapped while `mem` is borrowed, and
             // the kernel refuses an address that is not of a page, while `len` ends with a page of the same region. So

@@ -11,6 +11,9 @@ pub mod rng;
 pub(crate) mod serial;
 pub mod vsock;
 
+pub(crate) use discard::PAGE;
+pub(crate) use rng::host::fill as random;
+
 /// Reads `data.len()` bytes at `offset` of a configuration space; bytes beyond its end read as zero.
 pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);

@@ -55,6 +55,14 @@ impl State {
         }
     }
 
+    /// The queues, while the device serves them.
+    pub(crate) fn queues(&self) -> Option<&[Queue]> {
+        match self {
+            Self::Inactive => None,
+            Self::Active(active) => Some(&active.queues),
+        }
+    }
+
     /// Answers the kick of a queue with `answer`, which is called for each chain in it. A driver that breaks the protocol
     /// deactivates its device.
     pub(crate) fn serve(
@@ -98,6 +106,11 @@ impl Queues {
     /// What was negotiated.
     pub(crate) fn features(&self) -> u64 {
         self.state.features()
+    }
+
+    /// For [`VirtioDevice::queues`](crate::virtio::VirtioDevice::queues).
+    pub(crate) fn queues(&self) -> Option<&[Queue]> {
+        self.state.queues()
     }
 
     /// The driver is ready.

@@ -64,6 +64,10 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// The driver resets the device: drop what [`Self::activate`] gave, touch guest memory no more.
     fn reset(&mut self);
 
+    /// The queues, while the device serves them: between [`Self::activate`] and a reset, unless the driver broke the
+    /// protocol. With no event being served, their positions are all there is to know of them.
+    fn queues(&self) -> Option<&[Queue]>;
+
     /// The transport's interrupt line, handed over once before the guest runs, for devices that signal configuration
     /// changes. It is the same line that [`Active`] carries.
     fn set_interrupt(&mut self, _interrupt: Interrupt) {}

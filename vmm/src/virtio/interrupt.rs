@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::persist::{Persist, PersistError};
 
 /// A used buffer notification (virtio 1.2 §4.2.2).
 const USED: u32 = 1;
@@ -75,6 +78,14 @@ impl Interrupt {
         self.inner.status.store(0, Ordering::SeqCst);
     }
 
+    /// Signals the line again if the driver has not acknowledged all: after a restore, for an interrupt that may not have
+    /// reached it before.
+    pub(crate) fn repeat(&self) {
+        if self.status() != 0 {
+            let _ = self.inner.irq.write(1);
+        }
+    }
+
     /// The event behind the line, for registration with KVM and for tests.
     pub fn event(&self) -> &EventFd {
         &self.inner.irq
@@ -84,5 +95,35 @@ impl Interrupt {
         self.inner.status.fetch_or(bit, Ordering::SeqCst);
         // An eventfd write fails only when its counter is full: then an interrupt is pending anyway.
         let _ = self.inner.irq.write(1);
+    }
+}
+
+/// What the driver reads of an interrupt line.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct InterruptState {
+    status: u32,
+    generation: u32,
+    needs_reset: bool,
+}
+
+impl Persist for Interrupt {
+    type State = InterruptState;
+
+    fn save(&self) -> Result<InterruptState, PersistError> {
+        Ok(InterruptState {
+            status: self.status(),
+            generation: self.config_generation(),
+            needs_reset: self.is_broken(),
+        })
+    }
+
+    fn restore(&mut self, state: &InterruptState) -> Result<(), PersistError> {
+        if state.status & !(USED | CONFIG) != 0 {
+            return Err(PersistError::Impossible("an interrupt of an unknown kind"));
+        }
+        self.inner.status.store(state.status, Ordering::SeqCst);
+        self.inner.generation.store(state.generation, Ordering::SeqCst);
+        self.inner.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        Ok(())
     }
 }

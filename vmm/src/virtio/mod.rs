@@ -3,7 +3,7 @@
 mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
-mod interrupt;
+pub(crate) mod interrupt;
 pub mod mmio;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod mock;

@@ -1,5 +1,7 @@
 //! Guests: 64-bit code that is entered at 16 MiB, with the first GiB mapped one to one and the zero page in RSI.
 
+// Each test program uses a part of them.
+#![allow(dead_code)]
 // Starting a process with a descriptor of a given number has no safe interface.
 #![allow(unsafe_code)]
 // A failure of the test itself should stop it.
@@ -140,6 +142,87 @@ pub(crate) fn wait_for_memory_at_4_gib() -> Vec<u8> {
         0x75, 0xf8, //                               jne again
     ];
     code.extend(RESET);
+    code
+}
+
+/// Where [`count`] keeps its counter, as 64 bits.
+pub(crate) const COUNTER: u64 = 0x20_0000;
+
+/// Counts up, in a register and in memory, and prints each number's low byte. Triple-faults when the two differ.
+pub(crate) fn count() -> Vec<u8> {
+    vec![
+        0x31, 0xdb, //                   xor ebx, ebx
+        0xbf, 0x00, 0x00, 0x20, 0x00, // mov edi, 0x200000
+        0x66, 0xba, 0xf8, 0x03, //       mov dx, 0x3f8
+        0x48, 0x89, 0x1f, //             mov [rdi], rbx
+        0x48, 0x39, 0x1f, //             again: cmp [rdi], rbx
+        0x75, 0x0b, //                   jne bad
+        0x48, 0xff, 0xc3, //             inc rbx
+        0x48, 0x89, 0x1f, //             mov [rdi], rbx
+        0x88, 0xd8, //                   mov al, bl
+        0xee, //                         out dx, al
+        0xeb, 0xf0, //                   jmp again
+        0x0f, 0x0b, //                   bad: ud2
+    ]
+}
+
+/// Sets the entropy device's queue up and asks it for 8 bytes again and again; prints the low byte of the number of answers
+/// after each.
+pub(crate) fn draw_entropy() -> Vec<u8> {
+    /// The device's registers: the second page of what is mapped at 2 MiB.
+    const DEVICE: u32 = 0x20_1000;
+    const TABLE: u32 = 0x40_0000;
+    const AVAILABLE: u32 = 0x40_1000;
+    const USED: u32 = 0x40_2000;
+    const BUFFER: u32 = 0x40_3000;
+    let mut code = vec![
+        0xb8, 0x83, 0x00, 0x00,
+        0xd0, //                         mov eax, 0xd0000083: a 2 MiB page at the first device's address
+        0xbb, 0x08, 0xb0, 0x00, 0x00, // mov ebx, 0xb008: second entry of the page directory
+        0x48, 0x89, 0x03, //             mov [rbx], rax
+    ];
+    // mov dword [address], value
+    let mut store = |address: u32, value: u32| {
+        code.extend([0xc7, 0x04, 0x25]);
+        code.extend(address.to_le_bytes());
+        code.extend(value.to_le_bytes());
+    };
+    // One buffer, for the device to write.
+    store(TABLE, BUFFER);
+    store(TABLE + 8, 8);
+    store(TABLE + 12, 2);
+    // Status, features (VERSION_1, which is bit 32), queue 0, status.
+    for (register, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x38, 8),
+        (0x80, TABLE),
+        (0x90, AVAILABLE),
+        (0xa0, USED),
+        (0x44, 1),
+        (0x70, 15),
+    ] {
+        store(DEVICE + register, value);
+    }
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
+    code.extend([0x45, 0x31, 0xc0]); //       xor r8d, r8d
+    let again = code.len();
+    code.extend([0x66, 0x41, 0xff, 0xc0]); // inc r8w
+    code.extend([0x66, 0x44, 0x89, 0x04, 0x25]); // mov [AVAILABLE + 2], r8w
+    code.extend((AVAILABLE + 2).to_le_bytes());
+    code.extend([0x0f, 0xae, 0xf0]); //       mfence
+    code.extend([0xc7, 0x04, 0x25]); //       mov dword [DEVICE + 0x50], 0: kick
+    code.extend((DEVICE + 0x50).to_le_bytes());
+    code.extend([0; 4]);
+    code.extend([0x66, 0x44, 0x39, 0x04, 0x25]); // wait: cmp [USED + 2], r8w
+    code.extend((USED + 2).to_le_bytes());
+    code.extend([0x75, 0xf5]); //             jne wait
+    code.extend([0x44, 0x88, 0xc0]); //       mov al, r8b
+    code.extend([0xee, 0xeb]); //             out dx, al; jmp again
+    code.push((again as i64 - code.len() as i64 - 1) as u8);
     code
 }
 

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use monohull_runtime::image::{Image, ImageConfig, Tree};
 use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::process::Stdio;
-use monohull_runtime::rootfs::Rootfs;
+use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
 use monohull_runtime::timeline::Timeline;
@@ -37,10 +37,10 @@ pub(crate) fn session(
     let scratch = Scratch::new(&settings.scratch_dir).map_err(|e| {
         Failure::of(&format!("cannot use {} for scratch files", settings.scratch_dir.display()), &e)
     })?;
-    let (rootfs, image) = root(arguments, &scratch, stop)?;
+    let Root { directory, rootfs, image } = root(arguments, &scratch, stop)?;
     timeline.mark("root unpacked");
     let hostname = arguments.hostname.clone().unwrap_or_else(|| name.clone());
-    let process = resolve(arguments, &image, &rootfs, &hostname)?;
+    let process = resolve(arguments, &image, &directory, &hostname)?;
     let mut binds = own_files(scratch.path(), &hostname)
         .map_err(|e| Failure::of("cannot write the container's /etc/hosts", &e))?;
     for volume in &arguments.volume {
@@ -49,7 +49,7 @@ pub(crate) fn session(
     let spec = spec::build(&Container {
         id: &name,
         hostname: &hostname,
-        rootfs: &rootfs,
+        rootfs: &directory,
         process: &process,
         binds: &binds,
         memory_limit: arguments.memory,
@@ -60,7 +60,7 @@ pub(crate) fn session(
     let container = ContainerConfig {
         id: name.clone(),
         spec,
-        rootfs: Rootfs::Directory(rootfs),
+        rootfs,
         bundle: scratch.path().to_owned(),
         pids_of: None,
         stdio: stdio(process.terminal, arguments.interactive),
@@ -73,6 +73,8 @@ pub(crate) fn session(
         hostname,
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
+        share: true,
+        host_mounts: None,
         network: false,
         console: arguments.console.clone(),
         timeline,
@@ -81,38 +83,71 @@ pub(crate) fn session(
     Ok(Session { pod, container, scratch })
 }
 
-/// The directory with the container's files, and the image's configuration.
-fn root(
-    arguments: &Arguments,
-    scratch: &Scratch,
-    stop: &AtomicBool,
-) -> Result<(PathBuf, ImageConfig), Failure> {
+/// A container's root.
+struct Root {
+    /// Where its files are to be read before the container has it.
+    directory: PathBuf,
+    rootfs: Rootfs,
+    /// The image's configuration.
+    image: ImageConfig,
+}
+
+fn root(arguments: &Arguments, scratch: &Scratch, stop: &AtomicBool) -> Result<Root, Failure> {
     if let Some(directory) = &arguments.rootfs {
-        let found = fs::canonicalize(directory).and_then(|path| match path.is_dir() {
-            true => Ok(path),
-            false => Err(io::ErrorKind::NotADirectory.into()),
-        });
-        let found =
-            found.map_err(|e| Failure::of(&format!("cannot use --rootfs {}", directory.display()), &e))?;
-        return Ok((found, ImageConfig::default()));
+        let failed = |e| Failure::of(&format!("cannot use --rootfs {}", directory.display()), &e);
+        let directory = fs::canonicalize(directory)
+            .and_then(|path| if path.is_dir() { Ok(path) } else { Err(io::ErrorKind::NotADirectory.into()) });
+        let directory = directory.map_err(failed)?;
+        let rootfs = written_elsewhere(&directory, scratch.path())?;
+        return Ok(Root { directory, rootfs, image: ImageConfig::default() });
     }
     let path = arguments.image.as_deref().unwrap_or(Path::new(""));
     let failed = |error| Failure::of(&format!("cannot use --image {}", path.display()), &error);
     let image = Image::open(path, scratch.path()).map_err(failed)?;
-    let rootfs = scratch.path().join("rootfs");
-    fs::create_dir(&rootfs)
-        .and_then(|()| fs::set_permissions(&rootfs, fs::Permissions::from_mode(0o755)))
-        .map_err(|e| Failure::of("cannot make the container's root", &e))?;
-    image.unpack(&rootfs, stop).map_err(failed)?;
+    let directory = scratch.path().join("rootfs");
+    make_directory(&directory)?;
+    image.unpack(&directory, stop).map_err(failed)?;
     let config = image.config().clone();
-    // Docker makes an image's missing working directory; a --rootfs is not ours to change.
-    if let Some(directory) = arguments.workdir.as_deref().or(config.working_dir.as_deref()) {
-        let made = Tree::open(&rootfs).and_then(|tree| {
-            tree.make_directory(Path::new(directory.trim_start_matches('/')), |_, _| Ok(()))
-        });
-        made.map_err(|e| Failure::of(&format!("cannot make the working directory {directory}"), &e))?;
+    // Docker makes an image's missing working directory.
+    if let Some(wanted) = arguments.workdir.as_deref().or(config.working_dir.as_deref()) {
+        let made = Tree::open(&directory)
+            .and_then(|tree| tree.make_directory(Path::new(wanted.trim_start_matches('/')), |_, _| Ok(())));
+        made.map_err(|e| Failure::of(&format!("cannot make the working directory {wanted}"), &e))?;
     }
-    Ok((rootfs, config))
+    Ok(Root { rootfs: Rootfs::Directory(directory.clone()), directory, image: config })
+}
+
+/// A root that has the files of `directory` and leaves it as it is: what is written goes to `scratch`.
+fn written_elsewhere(directory: &Path, scratch: &Path) -> Result<Rootfs, Failure> {
+    if scratch.starts_with(directory) {
+        let text = format!(
+            "cannot use --rootfs {}: it holds `scratch_dir`, where what the command writes is kept; set that elsewhere",
+            directory.display()
+        );
+        return Err(Failure::new(text));
+    }
+    let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    make_directory(&upper)?;
+    make_directory(&work)?;
+    // The root of the view has the upper directory's owner and mode.
+    let copied = fs::metadata(directory).and_then(|like| {
+        std::os::unix::fs::chown(&upper, Some(like.uid()), Some(like.gid()))?;
+        fs::set_permissions(&upper, like.permissions())
+    });
+    copied.map_err(|e| Failure::of("cannot make the container's root", &e))?;
+    let escaped = directory.to_string_lossy().replace('\\', r"\\").replace(':', r"\:");
+    let options = vec![
+        format!("lowerdir={escaped}"),
+        format!("upperdir={}", upper.display()),
+        format!("workdir={}", work.display()),
+    ];
+    Ok(Rootfs::Mounts(vec![Mount { fstype: "overlay".into(), options, ..Mount::default() }]))
+}
+
+fn make_directory(path: &Path) -> Result<(), Failure> {
+    fs::create_dir(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .map_err(|e| Failure::of("cannot make the container's root", &e))
 }
 
 fn resolve(

@@ -26,7 +26,7 @@ const PATIENCE: u32 = 3;
 pub(crate) struct Session {
     pub(crate) pod: PodConfig,
     pub(crate) container: ContainerConfig,
-    /// Holds the root and files that `container` names, until the pod has its own copies.
+    /// Holds the root and files that `container` names.
     pub(crate) scratch: Scratch,
 }
 
@@ -39,10 +39,11 @@ pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, F
         started = Pod::start_with(pod, container) => started.map_err(|e| start_failure(&e))?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
-    drop(scratch);
     let ended = attend(&process, terminal, signals).await;
     let reason = pod.ended().now_or_never();
     let shutdown = pod.shutdown().await;
+    drop(pod);
+    drop(scratch);
     let code = ended?;
     if let Some(reason) = reason {
         return Err(Failure::new(PodError::Ended(reason).to_string()).with_code(code));

@@ -5,6 +5,7 @@ use std::io;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,9 +42,9 @@ const MIB: u32 = (1 << 20) / PAGE as u32;
 pub struct Balloon {
     backing: Backing,
     /// Pages the driver should hand over.
-    target: u32,
+    pub(super) target: u32,
     /// Pages it says it has handed over.
-    actual: [u8; 4],
+    pub(super) actual: [u8; 4],
     queues: Queues,
     interrupt: Option<Interrupt>,
 }
@@ -146,6 +147,10 @@ impl VirtioDevice for Balloon {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.queues.activate(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.queues.queues()
     }
 
     fn reset(&mut self) {

@@ -4,6 +4,7 @@ mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 mod pages;
+pub(crate) mod persist;
 #[cfg(test)]
 mod tests;
 

@@ -175,7 +175,7 @@ fn the_driver_writes_its_size_and_nothing_else() {
 }
 
 #[test]
-fn memory_of_a_file_is_refused() {
+fn memory_shared_with_a_file_is_refused() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
     let ranges = [(GuestAddress(0), 1 << 20, Some(FileOffset::new(file, 0)))];
@@ -183,7 +183,7 @@ fn memory_of_a_file_is_refused() {
 
     let error = Balloon::new(&mem).unwrap_err();
 
-    assert_eq!(error.to_string(), "guest memory must be private and anonymous to be given back");
+    assert_eq!(error.to_string(), "guest memory must be private to be given back");
 }
 
 #[test]
@@ -199,5 +199,27 @@ proptest! {
     #[test]
     fn nothing_a_driver_does_harms_the_device(bytes in vec(any::<u8>(), 0..400)) {
         hostile::run(&bytes);
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_saved_balloon_is_restored_with_its_sizes(
+        mib in proptest::prelude::any::<u32>(),
+        actual in proptest::prelude::any::<[u8; 4]>(),
+    ) {
+        use crate::persist::Persist;
+        let balloon = || Balloon::new(&crate::virtio::hostile::memory()).unwrap();
+        let (mut saved, mut copy) = (balloon(), balloon());
+        saved.set_target(mib);
+        saved.write_config(4, &actual);
+        let state = postcard::to_allocvec(&saved.save().unwrap()).unwrap();
+        assert_eq!(copy.restore(&postcard::from_bytes(&state).unwrap()), Ok(()));
+        let config = |balloon: &Balloon| {
+            let mut config = [0; 8];
+            balloon.read_config(0, &mut config);
+            config
+        };
+        assert_eq!(config(&copy), config(&saved));
     }
 }

@@ -11,11 +11,12 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Layout;
-use super::extents::{BlkError, Extent, Extents};
+use super::extents::{BlkError, Extent, Extents, RemovedExtent};
 use super::request::{
     MAX_DISCARD, MAX_DISCARD_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZERO, MAX_ZERO_RANGES, Request, Status,
 };
@@ -42,11 +43,11 @@ const SERIAL: &[u8] = b"monohull";
 const RANGE_WORK: usize = 64 << 10;
 
 /// The pod's one disk. Every image, layer or volume is an extent of it: a run of sectors that is one file or block device
-/// of the host. Sectors between extents do not exist: requests for them fail, and so do requests for the sectors of two
+/// of the host. Sectors between extents, and those of removed ones, do not exist: requests for them fail, and so do requests for the sectors of two
 /// extents, and whatever would change a read-only one.
 #[derive(Debug)]
 pub struct ImageDisk {
-    extents: Extents,
+    pub(super) extents: Extents,
     queues: Queues,
     interrupt: Option<Interrupt>,
 }
@@ -65,6 +66,12 @@ impl ImageDisk {
             interrupt.config_changed();
         }
         Ok(extent)
+    }
+
+    /// Removes the extent that begins at sector `start`; requests for its sectors fail from now on. None is under way: they
+    /// are served under the same exclusive access to the disk. The capacity stays.
+    pub fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, BlkError> {
+        self.extents.remove(start)
     }
 
     /// Makes everything durable that the guest has written, for the end of the VM.
@@ -184,6 +191,10 @@ impl VirtioDevice for ImageDisk {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.queues.activate(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.queues.queues()
     }
 
     fn reset(&mut self) {

@@ -50,6 +50,9 @@ pub enum BlkError {
     /// The disk is full.
     #[error("the image disk already has {MAX_EXTENTS} extents, the most it can have")]
     Full,
+    /// No extent begins there.
+    #[error("no extent begins at sector {0}")]
+    Unknown(u64),
 }
 
 #[derive(Debug)]
@@ -61,10 +64,33 @@ struct Backing {
     dirty: bool,
 }
 
+/// An extent that is no longer on the disk: no request reaches it any more.
+#[derive(Debug)]
+pub struct RemovedExtent {
+    file: File,
+    dirty: bool,
+}
+
+impl RemovedExtent {
+    /// One whose file is `file`; `dirty` if it was written to since the last flush.
+    pub(crate) fn new(file: File, dirty: bool) -> Self {
+        Self { file, dirty }
+    }
+
+    /// Makes durable what was written and closes the file. Waits for the host's disk: a block device is written back when
+    /// its last descriptor is closed.
+    pub fn close(self) -> io::Result<()> {
+        if self.dirty { self.file.sync_data() } else { Ok(()) }
+    }
+}
+
 /// The extents, in the order of their sectors, which do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Extents {
     list: Vec<Backing>,
+    /// Behind the last extent there has ever been. Sectors are never used again: what a guest still has in its caches of a
+    /// removed extent must not get into another one.
+    end: u64,
 }
 
 impl Extents {
@@ -87,16 +113,27 @@ impl Extents {
         }
         let start = self.capacity().checked_next_multiple_of(ALIGNMENT);
         let extent = Extent { start: start.ok_or(BlkError::Full)?, sectors: bytes / SECTOR };
-        extent.start.checked_add(extent.sectors).ok_or(BlkError::Full)?;
+        self.end = extent.start.checked_add(extent.sectors).ok_or(BlkError::Full)?;
         self.list.push(Backing { extent, file, read_only, dirty: false });
         Ok(extent)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
     }
 
     /// The size of the disk in sectors. Never 0, not even without extents: Linux announces no growth of an empty disk
     /// (`set_capacity_and_notify` in block/genhd.c), and the agent waits for the announcement.
     pub(super) fn capacity(&self) -> u64 {
-        // The sum was checked when the extent was added.
-        self.list.last().map_or(ALIGNMENT, |last| last.extent.start.saturating_add(last.extent.sectors))
+        self.end.max(ALIGNMENT)
+    }
+
+    /// Removes the extent that begins at sector `start`. The disk keeps its size.
+    pub(super) fn remove(&mut self, start: u64) -> Result<RemovedExtent, BlkError> {
+        let index = self.list.binary_search_by_key(&start, |backing| backing.extent.start);
+        let Backing { file, dirty, .. } = self.list.remove(index.map_err(|_| BlkError::Unknown(start))?);
+        Ok(RemovedExtent::new(file, dirty))
     }
 
     /// Reads the sectors of `range`, as long as `into`.

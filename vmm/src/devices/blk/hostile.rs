@@ -13,6 +13,8 @@ use crate::virtio::mock::{MockDriver, WRITE};
 
 /// Sectors of each extent.
 const SECTORS: usize = 40;
+/// Where the second one begins.
+const SECOND: u64 = 4096;
 
 /// A file in memory with this contents.
 pub fn file(contents: &[u8]) -> File {
@@ -29,7 +31,8 @@ pub fn contents(file: &File) -> Vec<u8> {
 }
 
 /// Does to a disk what `bytes` say. It has two read-only extents, whose files are open for writing too, with a writable
-/// one between them; the former must not change and the latter not grow.
+/// one between them; the former must not change and the latter not grow. When the writable one is removed it must not
+/// change any more either.
 pub fn run(bytes: &[u8]) {
     let [first, second, third] = [1, 2, 3].map(|fill| file(&[fill; SECTORS * 512]));
     let mut disk = ImageDisk::new().unwrap();
@@ -37,10 +40,15 @@ pub fn run(bytes: &[u8]) {
         disk.add_extent(file.try_clone().unwrap(), read_only).unwrap();
     }
     let mut driver = MockDriver::with_memory(disk, memory());
+    let (bytes, rest) = bytes.split_at(bytes.len() / 2);
     play(&mut driver, Input::new(bytes), request);
+    driver.device().remove_extent(SECOND).unwrap().close().unwrap();
+    let at_removal = contents(&second);
+    play(&mut driver, Input::new(rest), request);
 
     assert!(contents(&first) == [1; SECTORS * 512], "the first read-only extent changed");
-    assert!(contents(&second).len() == SECTORS * 512, "the writable extent has another size");
+    assert!(at_removal.len() == SECTORS * 512, "the writable extent has another size");
+    assert!(contents(&second) == at_removal, "the removed extent changed");
     assert!(contents(&third) == [3; SECTORS * 512], "the last read-only extent changed");
 }
 

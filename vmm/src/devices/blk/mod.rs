@@ -1,14 +1,15 @@
-//! The image disk (virtio-blk, virtio 1.2 §5.2): one disk made of extents that are added while the guest runs.
+//! The image disk (virtio-blk, virtio 1.2 §5.2): one disk made of extents that come and go while the guest runs.
 
 mod buffers;
 mod device;
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 mod request;
 #[cfg(test)]
 mod tests;
 mod vectored;
 
 pub use device::ImageDisk;
-pub use extents::{BlkError, Extent};
+pub use extents::{BlkError, Extent, RemovedExtent};

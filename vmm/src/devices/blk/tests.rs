@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::hostile::{self, contents, file};
 use super::{BlkError, Extent, ImageDisk};
+use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, NEXT, WRITE, descriptor};
 
@@ -105,6 +106,39 @@ fn a_new_extent_changes_the_capacity_of_a_running_disk() {
     assert_eq!(driver.interrupt().status(), 2, "a configuration change");
     assert_eq!(capacity(&driver.device()), FIRST + 8);
     assert_eq!(request(&mut driver, &[&header(IN, FIRST + 1)], &[512, 1]).2, pattern(8)[512..1024]);
+}
+
+#[test]
+fn a_removed_extent_is_out_of_reach_and_its_sectors_are_never_used_again() {
+    let (first, second) = (file(&pattern(8)), file(&pattern(8)));
+    let mut driver = disk(&[(&first, true), (&second, false)]);
+    let data = [7; 512];
+    assert_eq!(request(&mut driver, &[&header(OUT, 2 * FIRST), &data], &[1]).0, OK);
+    let removed = driver.device().remove_extent(2 * FIRST).unwrap();
+
+    assert_eq!(request(&mut driver, &[&header(OUT, 2 * FIRST + 1), &data], &[1]).0, IOERR);
+    assert_eq!(request(&mut driver, &[&header(IN, 2 * FIRST)], &[512, 1]).0, IOERR);
+    assert_eq!(request(&mut driver, &[&header(DISCARD, 0), &range(2 * FIRST, 8, 0)], &[1]).0, IOERR);
+    assert_eq!(request(&mut driver, &[&header(IN, FIRST)], &[512, 1]).0, OK, "the other one stays");
+    removed.close().unwrap();
+    assert_eq!(contents(&second)[..512], data, "what was written before is there");
+    assert_eq!(contents(&second)[512..1024], pattern(8)[512..1024]);
+    assert_eq!(capacity(&driver.device()), 2 * FIRST + 8, "the disk does not shrink");
+    assert!(matches!(driver.device().remove_extent(2 * FIRST), Err(BlkError::Unknown(_))));
+    assert_eq!(driver.device().add_extent(second, false).unwrap().start, 3 * FIRST);
+}
+
+#[test]
+fn a_full_disk_has_room_again_for_each_extent_that_is_removed() {
+    let mut disk = ImageDisk::new().unwrap();
+    let add = |disk: &mut ImageDisk| disk.add_extent(file(&pattern(1)), true);
+    let starts: Vec<_> = (0..255).map(|_| add(&mut disk).unwrap().start).collect();
+    assert!(matches!(add(&mut disk), Err(BlkError::Full)));
+
+    disk.remove_extent(starts[7]).unwrap();
+
+    assert_eq!(add(&mut disk).unwrap().start, 256 * FIRST);
+    assert!(matches!(add(&mut disk), Err(BlkError::Full)));
 }
 
 #[test]
@@ -546,4 +580,13 @@ proptest! {
         prop_assert!(driver.canaries_live());
         prop_assert_eq!(contents(&image), model);
     }
+}
+
+#[test]
+fn a_disk_with_extents_is_not_saved() {
+    let mut disk = ImageDisk::new().unwrap();
+    assert_eq!(disk.save(), Ok(()));
+    disk.add_extent(file(&[0; 512]), true).unwrap();
+    let error = disk.save().unwrap_err().to_string();
+    assert!(error.contains("it has 1 extents"), "{error}");
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -86,6 +86,11 @@ impl Fs {
         // The event loop then watches the socket, and serves what has waited.
         self.kicks.repeat(URGENT);
         Ok(())
+    }
+
+    /// Whether the device has, or ever had, a server.
+    pub(super) fn has_served(&self) -> bool {
+        !matches!(self.server, Server::None)
     }
 
     fn watch(&mut self, ops: &mut EventOps<'_>) {
@@ -243,6 +248,13 @@ impl VirtioDevice for Fs {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.state = State::Active(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        match &self.state {
+            State::Inactive => None,
+            State::Active(active) => Some(&active.queues),
+        }
     }
 
     fn reset(&mut self) {

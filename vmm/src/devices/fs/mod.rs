@@ -4,6 +4,7 @@ mod chain;
 mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 mod relay;
 #[cfg(test)]
 mod tests;

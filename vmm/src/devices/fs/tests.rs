@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{AttachError, Fs, hostile};
+use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, WRITE};
 
@@ -301,4 +302,13 @@ proptest! {
     fn nothing_a_driver_or_server_does_harms_the_device(bytes in vec(any::<u8>(), 0..400)) {
         hostile::run(&bytes);
     }
+}
+
+#[test]
+fn a_device_with_a_server_or_without_it_any_more_is_not_saved() {
+    let mut device = Fs::new().unwrap();
+    assert_eq!(device.save(), Ok(()));
+    let _server = attach(&mut device);
+    let error = device.save().unwrap_err().to_string();
+    assert!(error.contains("it has a server"), "{error}");
 }

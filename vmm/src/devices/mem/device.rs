@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
+use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -114,6 +115,11 @@ impl Mem {
         Ok(sizes)
     }
 
+    /// Bytes of the region that the guest can reach, plugged or not.
+    pub(super) fn usable(&self) -> u64 {
+        self.blocks.usable()
+    }
+
     /// Bytes the guest has in the region.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn plugged(&self) -> u64 {
@@ -195,6 +201,10 @@ impl VirtioDevice for Mem {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.queues.activate(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.queues.queues()
     }
 
     /// What is plugged stays so: a driver that begins anew asks for its state or unplugs all (virtio 1.2 §5.15.5).

@@ -8,6 +8,7 @@ mod blocks;
 mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestRegionMmap};
 
 use super::blocks::BLOCK;
 use super::{Mem, Plugged, Reserve, SLOT, hostile};
+use crate::persist::Persist;
 use crate::virtio::mock::{self, MockDriver, WRITE};
 use crate::virtio::{GuestMemory, VirtioDevice};
 
@@ -280,4 +281,17 @@ proptest! {
     fn nothing_a_driver_does_harms_the_device(bytes in vec(any::<u8>(), 0..400)) {
         hostile::run(&bytes);
     }
+}
+
+#[test]
+fn a_device_that_added_memory_is_not_saved() {
+    let memory = mock::memory();
+    let heap = Heap { memory: memory.clone(), grown: Arc::default(), empty: false };
+    let region = START..START + 4 * SLOT;
+    let mut device = Mem::new(&memory, region, Box::new(heap), Box::new(|_| {})).unwrap();
+    assert_eq!(device.save(), Ok(()));
+    device.request(1).unwrap();
+    device.request(0).unwrap();
+    let error = device.save().unwrap_err().to_string();
+    assert!(error.contains("128 MiB of added memory"), "{error}");
 }

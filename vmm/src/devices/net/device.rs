@@ -13,6 +13,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
+use virtio_queue::Queue;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -82,7 +83,7 @@ enum Link {
 /// interface sets the real one.
 #[derive(Debug)]
 pub struct Net {
-    mac: [u8; 6],
+    pub(super) mac: [u8; 6],
     kicks: Kicks,
     /// An epoll set for the port alone: it comes and goes without the event loop.
     epoll: Epoll,
@@ -135,7 +136,7 @@ impl Net {
         }
     }
 
-    fn link_changed(&self) {
+    pub(super) fn link_changed(&self) {
         // A driver that is not ready yet reads the status when it is.
         if let State::Active(Serving { driver, .. }) = &self.state
             && driver.features & 1 << VIRTIO_NET_F_STATUS != 0
@@ -269,6 +270,13 @@ impl VirtioDevice for Net {
         // Serves what the driver made available before it was ready.
         self.kicks.repeat(TX);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        match &self.state {
+            State::Inactive => None,
+            State::Active(Serving { driver, .. }) => Some(&driver.queues),
+        }
     }
 
     fn reset(&mut self) {

@@ -6,6 +6,7 @@
 mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+pub(crate) mod persist;
 mod rx;
 mod tap;
 #[cfg(test)]

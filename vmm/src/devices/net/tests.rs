@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::tap::Offloads;
 use super::wire::{Peer, wire};
 use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME, Net, hostile};
+use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, Used, WRITE};
 
@@ -544,4 +545,28 @@ proptest! {
     fn nothing_a_guest_or_network_does_harms_the_device(bytes in vec(any::<u8>(), 0..600)) {
         hostile::run(&bytes);
     }
+}
+
+#[test]
+fn a_copy_has_the_same_address_and_its_link_is_down() {
+    let (saved, _peer) = plugged();
+    let state = saved.device().save().unwrap();
+    let mut copy = MockDriver::new(Net::new().unwrap());
+    let features = all_features(&copy);
+    copy.activate(features);
+    assert_eq!(copy.device().restore(&state), Ok(()));
+
+    let config = |driver: &MockDriver<Net>| {
+        let mut mac = [0; 6];
+        driver.device().read_config(0, &mut mac);
+        mac
+    };
+    assert_eq!(config(&copy), config(&saved));
+    assert!(!link_is_up(&copy));
+    assert_eq!(copy.interrupts(), 1, "the driver is told");
+    let peer = plug(&mut copy);
+    assert!(link_is_up(&copy));
+    copy.push(TX, &[&frame(1, 100)], &[]);
+    copy.kick(TX);
+    assert_eq!(peer.receive().map(|frame| frame.len()), Some(100));
 }

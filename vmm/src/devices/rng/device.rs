@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -74,6 +75,10 @@ impl VirtioDevice for Rng {
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         self.queues.activate(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.queues.queues()
     }
 
     fn reset(&mut self) {

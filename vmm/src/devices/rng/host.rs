@@ -4,7 +4,7 @@
 use std::io;
 
 /// Fills `bytes` with random ones, of the same source as `/dev/urandom` but without a path.
-pub(super) fn fill(mut bytes: &mut [u8]) -> io::Result<()> {
+pub(crate) fn fill(mut bytes: &mut [u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         // SAFETY: the pointer and length are those of a slice that this function borrows mutably; the kernel writes
         // no more than that length.

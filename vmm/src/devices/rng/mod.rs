@@ -1,9 +1,10 @@
 //! The entropy device (virtio 1.2 §5.4): random bytes from the host's kernel.
 
 mod device;
-mod host;
+pub(crate) mod host;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -33,11 +34,19 @@ const TRANSPORT_RESET: u32 = 0;
 #[derive(Debug)]
 enum State {
     Inactive,
-    Active {
-        driver: Active,
-        /// The guest must be told of a transport reset once it gives an event buffer.
-        reset_pending: bool,
-    },
+    Active { driver: Active, reset: Reset },
+}
+
+/// How far the guest is with a reset of its transport.
+#[derive(Clone, Copy, Debug)]
+enum Reset {
+    /// There is none.
+    None,
+    /// It is told once it gives a buffer for that.
+    Pending,
+    /// It was told when the event queue's available index was this. Once it has made another buffer available it has done
+    /// what a reset asks for. Until then it gets no packets: it would close a new connection along with the old ones.
+    Told(u16),
 }
 
 /// The socket device.
@@ -75,8 +84,9 @@ impl Vsock {
     /// and reads the context identifier again. For a guest that was copied or moved.
     pub fn transport_reset(&mut self) {
         self.muxer.close_all();
-        if let State::Active { reset_pending, .. } = &mut self.state {
-            *reset_pending = true;
+        if let State::Active { reset, .. } = &mut self.state {
+            *reset = Reset::Pending;
+            self.muxer.set_reading(false);
             self.kicks.repeat(EVENT);
         }
     }
@@ -93,23 +103,28 @@ impl Vsock {
     }
 
     fn serve(&mut self, source: usize) -> Result<(), Violation> {
-        let State::Active { driver: Active { mem, queues, interrupt, .. }, reset_pending } = &mut self.state
-        else {
+        let State::Active { driver: Active { mem, queues, interrupt, .. }, reset } = &mut self.state else {
             return Ok(());
         };
         let [rx, tx, event] = queues.as_mut_slice() else { return Ok(()) };
         let mem = &*mem.memory();
         match source {
-            RX => self.muxer.set_reading(true),
+            RX if matches!(reset, Reset::None) => self.muxer.set_reading(true),
             TX => {
                 let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, chain, &mut self.muxer))?;
                 if drained == Drained::More {
                     self.kicks.repeat(TX);
                 }
             }
-            EVENT if *reset_pending => *reset_pending = !send_reset(event, mem, interrupt)?,
+            EVENT => {
+                *reset = advance_reset(*reset, event, mem, interrupt)?;
+                self.muxer.set_reading(matches!(reset, Reset::None));
+            }
             HOST => self.muxer.poll(),
             _ => {}
+        }
+        if !matches!(reset, Reset::None) {
+            return Ok(());
         }
         if give_packets(rx, mem, interrupt, &mut self.muxer)? == Drained::More {
             self.kicks.repeat(RX);
@@ -174,6 +189,29 @@ fn give_packets(
     Ok(drained)
 }
 
+/// Goes on with a reset when the guest may have made buffers available on the event queue.
+fn advance_reset(
+    reset: Reset,
+    queue: &mut Queue,
+    mem: &GuestMemoryMmap,
+    interrupt: &Interrupt,
+) -> Result<Reset, Violation> {
+    let available = queue.avail_idx(mem, Ordering::Acquire)?.0;
+    match reset {
+        Reset::None => Ok(Reset::None),
+        Reset::Pending if !send_reset(queue, mem, interrupt)? => Ok(Reset::Pending),
+        Reset::Pending => {
+            // The kick to ask for is that of the next buffer to come, not of the next to be used.
+            let next = queue.next_avail();
+            queue.set_next_avail(available);
+            let has_come = queue.enable_notification(mem);
+            queue.set_next_avail(next);
+            Ok(if has_come? { Reset::None } else { Reset::Told(available) })
+        }
+        Reset::Told(then) => Ok(if available == then { reset } else { Reset::None }),
+    }
+}
+
 /// Tells the guest of a transport reset. `false` when it has given no buffer for that.
 fn send_reset(queue: &mut Queue, mem: &GuestMemoryMmap, interrupt: &Interrupt) -> Result<bool, Violation> {
     let Some(chain) = next_chain(queue, mem)? else { return Ok(false) };
@@ -213,11 +251,18 @@ impl VirtioDevice for Vsock {
             return Err(ActivateError("a socket device has three queues".to_owned()));
         }
         self.muxer.start().map_err(|error| ActivateError(format!("can't listen for clients: {error}")))?;
-        self.state = State::Active { driver: active, reset_pending: false };
+        self.state = State::Active { driver: active, reset: Reset::None };
         // Serves what the driver made available before it was ready, and clients that wait.
         self.kicks.repeat(RX);
         self.kicks.repeat(TX);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        match &self.state {
+            State::Inactive => None,
+            State::Active { driver, .. } => Some(&driver.queues),
+        }
     }
 
     fn reset(&mut self) {

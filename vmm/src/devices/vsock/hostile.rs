@@ -17,7 +17,7 @@ use crate::virtio::mock::{BUFFERS, MockDriver, WRITE};
 const GUEST_CID: u64 = 3;
 
 /// A listener of its own for each caller, without a path, and its address.
-pub(super) fn listener() -> (UnixListener, SocketAddr) {
+pub(crate) fn listener() -> (UnixListener, SocketAddr) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("monohull-vsock-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let addr = SocketAddr::from_abstract_name(name).unwrap();

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -19,8 +20,10 @@ use super::{Active, GuestMemory, Interrupt, VirtioDevice};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
+mod persist;
 mod registers;
 
+pub(crate) use persist::TransportState;
 use registers as reg;
 
 /// "virt", little endian.
@@ -66,7 +69,7 @@ impl std::fmt::Debug for Shared {
 }
 
 /// What the driver wrote about one queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 struct QueueConfig {
     max_size: u16,
     size: u32,
@@ -256,9 +259,7 @@ impl MmioTransport {
         }
         // Bits can't be taken back, and each needs all before it.
         let steps = value & STEPS.iter().sum::<u32>();
-        let in_order =
-            STEPS.iter().map(|step| steps & step != 0).is_sorted_by(|before, after| before >= after);
-        if !in_order || steps & self.status != self.status {
+        if !is_in_order(steps) || steps & self.status != self.status {
             self.interrupt.needs_reset();
             return;
         }
@@ -290,22 +291,24 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
-        let event_idx = self.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let memory = self.memory.memory();
-        let queues = self.queues.iter().map(|queue| queue.build(&memory, event_idx)).collect();
-        let Ok(queues) = queues else {
-            self.interrupt.needs_reset();
-            return;
-        };
-        let active = Active {
-            mem: self.memory.clone(),
-            queues,
-            features: self.accepted,
-            interrupt: self.interrupt.clone(),
-        };
-        if crate::lock(&self.device.0).activate(active).is_err() {
+        let activated =
+            self.active().is_ok_and(|active| crate::lock(&self.device.0).activate(active).is_ok());
+        if !activated {
             self.interrupt.needs_reset();
         }
+    }
+
+    /// What the driver has set up, if it can be.
+    fn active(&self) -> Result<Active, virtio_queue::Error> {
+        let event_idx = self.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let memory = self.memory.memory();
+        let queues = self.queues.iter().map(|queue| queue.build(&memory, event_idx));
+        Ok(Active {
+            mem: self.memory.clone(),
+            queues: queues.collect::<Result<_, _>>()?,
+            features: self.accepted,
+            interrupt: self.interrupt.clone(),
+        })
     }
 
     fn reset(&mut self) {
@@ -320,6 +323,11 @@ impl MmioTransport {
             *queue = QueueConfig::new(queue.max_size);
         }
     }
+}
+
+/// Whether each step in a status comes with all before it.
+fn is_in_order(status: u32) -> bool {
+    STEPS.iter().map(|step| status & step != 0).is_sorted_by(|before, after| before >= after)
 }
 
 fn half(value: u64, which: u32) -> u32 {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::persist::Persist;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
@@ -60,6 +61,10 @@ impl VirtioDevice for Recorder {
         }
         self.active = Some(active);
         Ok(())
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.active.as_ref().map(|active| active.queues.as_slice())
     }
 
     fn reset(&mut self) {
@@ -375,5 +380,79 @@ proptest! {
             }
             before = after;
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_saved_device_is_restored_as_its_driver_left_it(
+        status in prop::sample::select(vec![0u32, 1, 3, 11, 15]),
+        writes in prop::collection::vec(accesses(), 0..60),
+        positions in any::<[u16; 4]>(),
+    ) {
+        let mut driver = Driver::new();
+        if status != 0 {
+            driver.advance_to(status);
+        }
+        for (offset, data) in writes {
+            driver.transport.write(offset, &data);
+        }
+        driver.transport.interrupt().used();
+        if let Some(active) = &mut driver.device.lock().unwrap().active {
+            active.queues[0].set_next_avail(positions[0]);
+            active.queues[0].set_next_used(positions[1]);
+            active.queues[1].set_next_avail(positions[2]);
+            active.queues[1].set_next_used(positions[3]);
+        }
+        let saved = driver.transport.save().unwrap();
+        let saved: TransportState = postcard::from_bytes(&postcard::to_allocvec(&saved).unwrap()).unwrap();
+
+        let mut copy = Driver::new();
+        prop_assert_eq!(copy.transport.restore(&saved), Ok(()));
+
+        prop_assert_eq!(copy.transport.save().unwrap(), saved);
+        prop_assert_eq!(copy.active_queues(), driver.active_queues());
+        for register in (0..reg::CONFIG).step_by(4) {
+            prop_assert_eq!(copy.read(register), driver.read(register), "register {:#x}", register);
+        }
+        copy.transport.wake();
+        prop_assert_eq!(copy.transport.interrupt().event().read().unwrap(), 1, "the interrupt is repeated");
+        let kicked = copy.device.lock().unwrap().kicks.iter().all(|kick| kick.read().is_ok());
+        prop_assert_eq!(kicked, driver.active_queues().is_some());
+    }
+}
+
+#[test]
+fn a_state_that_no_driver_brings_about_is_refused() {
+    let mut driver = Driver::new();
+    driver.advance_to(15);
+    let good = driver.transport.save().unwrap();
+    let refused = |change: &dyn Fn(&mut TransportState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        Driver::new().transport.restore(&state).unwrap_err().to_string()
+    };
+    type Change<'c> = &'c dyn Fn(&mut serde_json::Value);
+    let set = |change: Change<'_>| {
+        refused(&|state| {
+            let mut value = serde_json::to_value(&*state).unwrap();
+            change(&mut value);
+            *state = serde_json::from_value(value).unwrap();
+        })
+    };
+    let cases: [(Change<'_>, &str); 9] = [
+        (&|state| state["id"] = 1.into(), "another device"),
+        (&|state| state["status"] = 13.into(), "no driver gets to its status"),
+        (&|state| state["status"] = 0x4f.into(), "no driver gets to its status"),
+        (&|state| state["status"] = 11.into(), "a driver that is not ready"),
+        (&|state| state["accepted"] = u64::MAX.into(), "features that the device does not offer"),
+        (&|state| state["queues"][0]["max_size"] = 512.into(), "queues are not the device's"),
+        (&|state| state["queues"][1]["used"] = u64::MAX.into(), "not in the guest's memory"),
+        (&|state| state["positions"] = serde_json::json!([]), "where its queues are"),
+        (&|state| state["interrupt"]["status"] = 4.into(), "an interrupt of an unknown kind"),
+    ];
+    for (change, text) in cases {
+        let error = set(change);
+        assert!(error.contains(text), "{error}");
     }
 }

@@ -148,6 +148,32 @@ fn transport_reset_closes_connections_and_tells_the_guest() {
 }
 
 #[test]
+fn a_guest_gets_no_packets_until_it_is_done_with_a_reset() {
+    let mut guest = Guest::new();
+    // As Linux does: several buffers wait for events.
+    for _ in 0..4 {
+        guest.driver.push(EVENT, &[], &[4]);
+    }
+    guest.driver.kick(EVENT);
+    guest.driver.device().transport_reset();
+    guest.driver.run();
+    assert_eq!(guest.driver.used(EVENT).len(), 1);
+
+    let mut client = guest.client();
+    client.write_all(format!("CONNECT {PORT}\n").as_bytes()).unwrap();
+    guest.driver.run();
+    guest.driver.kick(RX);
+    guest.driver.kick(EVENT);
+    assert_eq!(summaries(&guest.collect()), [], "a kick is no buffer");
+
+    // The driver gives its buffer back once it has closed its sockets, and is asked to kick for that very one.
+    assert_eq!(guest.driver.avail_event(EVENT), 4);
+    guest.driver.push(EVENT, &[], &[4]);
+    guest.driver.kick(EVENT);
+    assert_eq!(summaries(&guest.collect()), [Op::Request]);
+}
+
+#[test]
 fn no_interrupt_is_lost_or_made_without_need() {
     let mut guest = Guest::new();
     let (mut client, _) = guest.open_from_host(PORT);

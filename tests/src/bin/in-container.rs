@@ -1,0 +1,137 @@
+//! What tests do inside containers that busybox can't. It is mounted into them as a volume.
+//!
+//!     in-container watch PATH…    prints "ready", then a line for each inotify event: its kind, and its name or the path
+//!     in-container connect PATH   joins standard input and output to a UNIX socket; the end of input is a half-close
+//!     in-container SECONDS        sleeps, whatever the program's name is
+//!     in-container ping PATH      prints how long a connection takes, and one byte there and back; the median of 100
+//!     in-container hold PATH N    opens so many connections, with one byte there and back on each, and keeps them until the
+//!                                 server closes the last
+//!     in-container lock PATH      takes both kinds of lock of the file (fcntl(2), flock(2)), prints "locked" or "busy", and
+//!                                 keeps them until input ends
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
+        ["connect", path] => connect(path),
+        ["ping", path] => ping(path),
+        ["hold", path, count] => hold(path, count.parse().map_err(io::Error::other)?),
+        ["lock", path] => lock(path),
+        [seconds] if seconds.parse::<u64>().is_ok() => {
+            thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(0)));
+            Ok(())
+        }
+        _ => Err(io::Error::other(
+            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH",
+        )),
+    }
+}
+
+fn watch(paths: &[&str]) -> io::Result<()> {
+    let kinds = [
+        (AddWatchFlags::IN_CREATE, "create"),
+        (AddWatchFlags::IN_MOVED_TO, "moved-to"),
+        (AddWatchFlags::IN_DELETE, "delete"),
+        (AddWatchFlags::IN_DELETE_SELF, "delete-self"),
+        (AddWatchFlags::IN_ATTRIB, "attrib"),
+    ];
+    let all = kinds.iter().fold(AddWatchFlags::empty(), |all, (kind, _)| all | *kind);
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    let mut watched = Vec::new();
+    for path in paths {
+        watched.push((inotify.add_watch(*path, all)?, *path));
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "ready")?;
+    loop {
+        for event in inotify.read_events()? {
+            let path = watched.iter().find(|(watch, _)| *watch == event.wd).map_or("?", |(_, path)| path);
+            let name = event.name.map_or_else(|| path.into(), |name| name.to_string_lossy().into_owned());
+            for (_, kind) in kinds.iter().filter(|(kind, _)| event.mask.contains(*kind)) {
+                writeln!(out, "{kind} {name}")?;
+            }
+        }
+    }
+}
+
+fn connect(path: &str) -> io::Result<()> {
+    let stream = UnixStream::connect(path)?;
+    let (mut reader, mut writer) = (stream.try_clone()?, stream);
+    let sender = thread::spawn(move || {
+        io::copy(&mut io::stdin().lock(), &mut writer)?;
+        writer.shutdown(Shutdown::Write)
+    });
+    io::copy(&mut reader, &mut io::stdout().lock())?;
+    // A server that has ended needs no more input: what is still to be sent fails, or there is none.
+    if sender.is_finished() { sender.join().unwrap_or(Ok(())) } else { Ok(()) }
+}
+
+fn ping(path: &str) -> io::Result<()> {
+    let (mut whole, mut one) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let start = Instant::now();
+        let mut stream = UnixStream::connect(path)?;
+        let mut byte = [0];
+        // A connection is there when it has answered once.
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        whole.push(start.elapsed());
+        let start = Instant::now();
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        one.push(start.elapsed());
+    }
+    whole.sort();
+    one.sort();
+    let median = |times: &[Duration]| times.get(50).copied().unwrap_or_default();
+    println!("connection and first byte {:?}, one byte {:?}", median(&whole), median(&one));
+    Ok(())
+}
+
+fn hold(path: &str, count: usize) -> io::Result<()> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let mut stream = UnixStream::connect(path)?;
+        let mut byte = [0];
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        streams.push(stream);
+    }
+    streams.last_mut().map_or(Ok(0), |last| last.read(&mut [0])).map(drop)
+}
+
+fn lock(path: &str) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let whole = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as nix::libc::c_short,
+        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let posix = fcntl(&file, FcntlArg::F_SETLK(&whole)).map(drop);
+    let bsd = Flock::lock(file.try_clone()?, FlockArg::LockExclusiveNonblock);
+    match (posix, &bsd) {
+        (Ok(()), Ok(_)) => println!("locked"),
+        (Err(Errno::EAGAIN | Errno::EACCES), Err((_, Errno::EWOULDBLOCK))) => {
+            println!("busy");
+            return Ok(());
+        }
+        (posix, bsd) => {
+            let bsd = bsd.as_ref().map(drop).map_err(|(_, error)| *error);
+            return Err(io::Error::other(format!("fcntl: {posix:?}, flock: {bsd:?}")));
+        }
+    }
+    io::copy(&mut io::stdin().lock(), &mut io::sink()).map(drop)
+}
