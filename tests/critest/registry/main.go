@@ -142,11 +142,17 @@ wait $child
 // nothing deleted comes back.
 func containerds(base blob, add func([]blob, runConfig, ...string) error) error {
 	config := runConfig{Cmd: []string{"sh"}}
-	nc, err := layer{"/bin/nc": {mode: 0o755, content: []byte(netcat)}}.pack()
+	// The users of busybox's own image: tests know their numbers, and that there is no user 1000.
+	own := layer{"/bin/nc": {mode: 0o755, content: []byte(netcat)}}
+	own.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n"+
+		"bin:x:2:2:bin:/bin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"+
+		"nobody:x:65534:65534:nobody:/home:/bin/false\n")
+	own.text("/etc/group", "root:x:0:\ndaemon:x:1:\nbin:x:2:\nsys:x:3:\nwww-data:x:33:\nusers:x:100:\nnogroup:x:65534:\n")
+	packed, err := own.pack()
 	if err != nil {
 		return err
 	}
-	if err := add([]blob{base, nc}, config, "containerd/busybox:1.36"); err != nil {
+	if err := add([]blob{base, packed}, config, "containerd/busybox:1.36"); err != nil {
 		return err
 	}
 	layers := []blob{base}
