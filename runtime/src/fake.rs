@@ -134,6 +134,15 @@ fn process() {
     runtime.block_on(Fake::serve(mode, dir));
 }
 
+/// Takes part in the opening of a stream; returns its name.
+async fn open(mut stream: UnixStream) -> std::io::Result<(String, UnixStream)> {
+    while stream.read_u8().await? != b'\n' {}
+    stream.write_all(b"OK 1\n").await?;
+    let mut name = vec![0; stream.read_u8().await?.into()];
+    stream.read_exact(&mut name).await?;
+    Ok((String::from_utf8(name).unwrap(), stream))
+}
+
 struct Fake {
     mode: Mode,
     dir: PathBuf,
@@ -253,16 +262,11 @@ impl Fake {
 
     async fn serve_streams(&self, vsock: UnixListener) {
         loop {
-            let (mut stream, _) = vsock.accept().await.unwrap();
-            let mut line = Vec::new();
-            while line.last() != Some(&b'\n') {
-                line.push(stream.read_u8().await.unwrap());
+            let (stream, _) = vsock.accept().await.unwrap();
+            // The host gives up streams of a container that is refused meanwhile.
+            if let Ok((name, stream)) = open(stream).await {
+                self.streams.lock().unwrap().insert(name, stream);
             }
-            stream.write_all(b"OK 1\n").await.unwrap();
-            let length = stream.read_u8().await.unwrap();
-            let mut name = vec![0; length.into()];
-            stream.read_exact(&mut name).await.unwrap();
-            self.streams.lock().unwrap().insert(String::from_utf8(name).unwrap(), stream);
         }
     }
 

@@ -133,7 +133,7 @@ impl Pod {
             Err(error) => {
                 self.disk.settle().await;
                 self.shrink(&id).await;
-                Err(error)
+                Err(self.link.explain(error).await)
             }
         }
     }

@@ -35,4 +35,9 @@ impl Link {
             other => other.into(),
         }
     }
+
+    /// What an error on the way to the guest means for the pod: if the VM has ended, that.
+    pub(crate) async fn explain(&self, error: PodError) -> PodError {
+        if self.vm.has_ended() { PodError::Ended(self.vm.ended().await.reason) } else { error }
+    }
 }
