@@ -87,8 +87,8 @@ unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
 guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
 	@agent/tests/in-guest
 
-e2e: build build-tests ## End-to-end tests in the test host (FILTER=name for some)
-	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e $$part; done
+e2e: build build-tests ## End-to-end tests in the test host, the long ones too (FILTER=name for some)
+	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e --include-ignored $$part; done
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest

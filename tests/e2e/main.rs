@@ -56,6 +56,13 @@ const WITH_CTR: [&[Case]; 6] =
     [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
 const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 
+/// Minutes long, and run with the other engine or in another way by the rest: `make e2e` runs them, `make test` lists them as
+/// ignored.
+const LONG: [&str; 2] = [
+    "containerd-2.3+nerdctl::50_runs_in_a_row_leave_nothing",
+    "containerd-2.3+nerdctl::a_large_image_starts_without_being_read",
+];
+
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
@@ -82,19 +89,23 @@ fn main() -> ExitCode {
         for (case_name, case) in cases.into_iter().filter(|case| wanted(&name, case)) {
             let (engine, times) = (engine.clone(), times.clone());
             let name = format!("{name}::{case_name}");
-            trials.push(Trial::test(name.clone(), move || {
+            let long = LONG.contains(&name.as_str());
+            let trial = Trial::test(name.clone(), move || {
                 let engine = engine.get()?;
                 let start = Instant::now();
                 case(engine);
                 times.lock().unwrap_or_else(PoisonError::into_inner).push((start.elapsed(), name));
                 Ok(())
-            }));
+            });
+            trials.push(trial.with_ignored_flag(long));
         }
     }
     if !matrix {
         trials.push(block::devmapper_trial());
     }
     assert!(!matrix || trials.len() == matrix::NAMES.len(), "the matrix names a test that there is not");
+    let long = trials.iter().filter(|trial| trial.has_ignored_flag()).count();
+    assert!(matrix || long == LONG.len(), "the list of long tests names one that there is not");
     let conclusion = libtest_mimic::run(&arguments, trials);
     print_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     conclusion.exit_code()
