@@ -11,8 +11,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
 # `quick` builds in a fraction of the time, for the edit-build-test loop; its programs are larger and slower.
 PROFILE ?= release
-RELEASE := target/x86_64-unknown-linux-gnu/$(PROFILE)
-DEBUG := target/x86_64-unknown-linux-gnu/debug
+TARGET := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu
+RELEASE := $(TARGET)/$(PROFILE)
+DEBUG := $(TARGET)/debug
 # The installed layout, and the tests' programs.
 ROOT := build/root
 TESTS := build/tests

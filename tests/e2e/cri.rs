@@ -42,7 +42,7 @@ fn cgroup(_: &Engine) {
     assert_eq!(imported.code(), 0, "{IMAGE}: {}", imported.stderr);
 
     let (pod, cgroup) = run_pod(&cri);
-    assert_eq!(members_of(&cgroup), ["containerd-shim-monohull-v2", "monohull-vmm"]);
+    assert_eq!(members_of(&cgroup), ["containerd-shim-monohull-v2", "monohull-fs", "monohull-vmm"]);
     remove_pod(&cri, &pod);
     assert!(!cgroup.exists(), "{}", cgroup.display());
     // The first pod's bridge stays.
