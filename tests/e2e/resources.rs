@@ -169,7 +169,12 @@ fn host_oom(engine: &Engine) {
     let pod = start(engine, &run);
     assert_eq!(cgroup_named(&pod).parent(), Some(parent.as_path()));
 
-    fs::write(parent.join("memory.max"), "24M").expect("limit the pod");
+    // The guest's memory is the host's when it is used. Were the limit below what is used already, the kernel would go on killing
+    // while the VMM ends.
+    let used = fs::read_to_string(parent.join("memory.current")).expect("memory is accounted");
+    let limit = used.trim().parse::<u64>().expect("a number") + (8 << 20);
+    fs::write(parent.join("memory.max"), limit.to_string()).expect("limit the pod");
+    let _ = engine.exec(&name, &["dd", "if=/dev/zero", "of=/dev/shm/data", "bs=1M", "count=48"]);
 
     let lines = BufReader::new(events.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
     let of_pod = lines.filter(|line| line.contains(&pod));
