@@ -299,9 +299,15 @@ impl<G: Guest> PodTasks<G> {
         let (vm, process) = if origin.hooks.is_empty() {
             G::start_with(config, container).await?
         } else {
-            // Hooks write files that the container gets by value, so it is created after them.
-            let vm = G::start(config).await?;
-            let hooks = origin.run_create_hooks(pid, self.outside()?).await;
+            // Hooks need the pod's namespaces, not its VM; the container needs what they do.
+            let outside = self.outside()?;
+            let hooks = async {
+                let run = origin.run_create_hooks(pid, outside).await;
+                self.info.timeline.mark("hooks run");
+                run
+            };
+            let (vm, hooks) = tokio::join!(G::start(config), hooks);
+            let vm = vm?;
             let created = match hooks {
                 Ok(()) => vm.create_container(container).await.map_err(TaskError::from),
                 Err(error) => Err(error),
