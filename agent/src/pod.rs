@@ -67,6 +67,19 @@ impl Pod {
         Self { streams, environment, started_us, state, network, pids, ended }
     }
 
+    /// Brings the VM as near to a pod as it can be without knowing which. Its copies go on from there.
+    pub(crate) async fn prepare_template(&self) -> Result<()> {
+        if self.lock().phase != Phase::Blank {
+            return Err(Error::Precondition("the sandbox has been created already".into()));
+        }
+        let turn = self.network.clone().lock_owned().await;
+        // Most pods have one interface.
+        let first = agent::Interface::default();
+        hide_spares(turn, &agent::Network { interfaces: vec![first], ..Default::default() })?;
+        drop(self.network.lock().await);
+        Ok(())
+    }
+
     /// Makes this VM the pod that the request describes.
     pub(crate) async fn create_sandbox(
         &self,

@@ -115,6 +115,11 @@ fn created(pid: u32) -> CreateProcessResponse {
 
 #[async_trait]
 impl Agent for Service {
+    async fn prepare_template(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.complete(|pod| async move { pod.prepare_template().await }).await?;
+        Ok(Empty::new())
+    }
+
     async fn create_sandbox(
         &self,
         _: &TtrpcContext,

@@ -248,6 +248,13 @@ impl Agent {
         within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
     }
 
+    /// Lets the guest do what its copies need not do then; it is saved next.
+    pub(crate) async fn prepare_template(&self) -> Result<(), AgentError> {
+        within("PrepareTemplate", self.client.prepare_template(unlimited(), &proto::Empty::new()))
+            .await
+            .map(drop)
+    }
+
     /// Asks for an orderly end, which then comes as the end of the VM.
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
         within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)

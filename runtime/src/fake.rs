@@ -287,6 +287,11 @@ fn refuse<T>(code: ttrpc::Code, message: &str) -> ttrpc::Result<T> {
 
 #[async_trait]
 impl agent_ttrpc::Agent for Fake {
+    async fn prepare_template(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("prepare template");
+        Ok(proto::Empty::new())
+    }
+
     async fn create_sandbox(
         &self,
         _: &TtrpcContext,

@@ -25,6 +25,7 @@ pub mod spec;
 pub mod state;
 mod state_file;
 mod sys;
+pub mod template;
 pub mod text;
 pub mod timeline;
 pub mod vm;

@@ -23,10 +23,11 @@ use crate::vm::{Vm, VmError};
 use discover::{Found, Interface};
 use tap::Tap;
 
-/// Most interfaces of a pod; each costs the guest a device.
+/// NICs of a pod's VM, whatever the pod has: Docker and nerdctl attach it to its networks after it is created, and VMs that
+/// are alike can be forked from one template.
+pub(crate) const NICS: u8 = 3;
+/// NICs of a VM whose pod has more interfaces than [`NICS`], and so the most interfaces of a pod.
 const MAX_NICS: u8 = 8;
-/// NICs of a pod whose namespace is still empty: Docker and nerdctl attach it to its networks after it is created.
-const NICS_OF_EMPTY: u8 = 3;
 
 /// The loopback device in every namespace (`LOOPBACK_IFINDEX` of linux/net_namespace.h).
 const LOOPBACK: u32 = 1;
@@ -84,8 +85,8 @@ impl Network {
     pub(crate) async fn discover() -> Result<Self, NetworkError> {
         let found = Found::read(&discover::connect()?, &[]).await?;
         let wanted = match u8::try_from(found.interfaces.len()).unwrap_or(u8::MAX) {
-            0 => NICS_OF_EMPTY,
-            some @ 1..=MAX_NICS => some,
+            0..=NICS => NICS,
+            ..=MAX_NICS => MAX_NICS,
             _ => return Err(too_many(found.interfaces.len())),
         };
         Ok(Self { found, nics: (0..wanted).map(|_| None).collect() })

@@ -6,6 +6,7 @@ mod error;
 mod link;
 mod network;
 mod resize;
+mod start;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
@@ -14,16 +15,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use monohull_protocol::agent as proto;
-use monohull_vmm::api::{ExitReason, VmConfig};
+use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use protobuf::MessageField;
-use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::{OnceCell, watch};
 
-use crate::agent::Agent;
 use crate::container::Prepared;
 use crate::disk::ImageDisk;
 use crate::mirror::Mirrors;
@@ -32,28 +29,23 @@ use crate::process::{Process, Stdio};
 use crate::rootfs::Rootfs;
 use crate::settings::Settings;
 use crate::share::Share;
-use crate::size::{Demand, Host, Limits, Size};
+use crate::size::{Demand, Limits};
 use crate::sockets::Sockets;
 use crate::spec;
-use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
-use crate::sys;
 use crate::timeline::Timeline;
-use crate::vm::{Vm, VmError, VmFiles};
+use crate::vm::Vm;
 use crate::vsock::Vsock;
 use containers::Containers;
 pub use control::METRICS_TYPE;
 pub use error::PodError;
 pub(crate) use link::Link;
 use resize::Sizing;
+pub(crate) use start::{agent_of, standard};
 
-/// Turns a guest that never gets to its agent into an error.
-const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// Shares of [`Pod::shutdown`]; together with what follows they stay within the 5 s that containerd allows.
 const ORDERLY_DEADLINE: Duration = Duration::from_millis(2500);
 const STOP_DEADLINE: Duration = Duration::from_millis(1000);
-/// Seed for the guest's random number generator, in bytes.
-const ENTROPY: usize = 64;
 
 /// How to make a pod.
 #[derive(Clone, Debug)]
@@ -138,70 +130,18 @@ pub struct Pod {
     next_stream: AtomicU64,
 }
 
-/// What [`Pod::start`] has made before the guest is ready.
-struct Booting {
-    vm: Vm,
-    ready: oneshot::Receiver<UnixStream>,
-    network: Option<Network>,
-    sizing: Sizing,
-}
-
 impl Pod {
-    /// Boots the VM and waits until its agent serves and the sandbox is set up. Whatever fails, nothing is left.
+    /// Starts the VM and waits until its agent serves and the sandbox is set up. Whatever fails, nothing is left.
+    ///
+    /// It is forked from a template if there is one ([`crate::template`]). Should that fail, it boots.
     ///
     /// Call it together with [`Prepared::new`] (`tokio::try_join!`): a container is then prepared while the guest
-    /// boots. [`Self::start_with`] does that.
+    /// starts. [`Self::start_with`] does that.
     ///
     /// The VM dies with the calling thread: that one must live as long as the pod (a `current_thread` runtime's main
     /// thread).
     pub async fn start(config: PodConfig) -> Result<Arc<Self>, PodError> {
-        let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
-        let state = StateFile::create(dir, first_state(&config)?, config.timeline.clone())?;
-        let (vsock, listener) = Vsock::listen(state.dir())?;
-        let files = VmFiles::open(&config.settings, listener, config.console.as_deref())?;
-        let sockets = Arc::<Sockets>::default();
-        let Booting { vm, ready, mut network, sizing } =
-            boot(&config, files, sockets.clone(), &state).await?;
-        let watch = vm.watch();
-        let sharing = async {
-            Ok(if config.share {
-                let mounts = config.host_mounts.clone();
-                Some(start_share(&config.settings, mounts, &config.timeline, &state, &vm).await?)
-            } else {
-                None
-            })
-        };
-        let set_up = set_up(&config, &vm, ready, network.as_mut(), sizing.size());
-        match tokio::try_join!(set_up, sharing) {
-            Ok((agent, share)) => {
-                let pod = Arc::new(Self {
-                    settings: config.settings,
-                    timeline: config.timeline,
-                    host_mounts: config.host_mounts,
-                    link: Link { agent, vm: watch },
-                    vm,
-                    vsock: Arc::new(vsock),
-                    state: Arc::new(state),
-                    containers: Containers::default(),
-                    disk: ImageDisk::default(),
-                    network: network.map(tokio::sync::Mutex::new),
-                    share: OnceCell::new_with(share),
-                    mirrors: Mirrors::default(),
-                    sockets,
-                    sizing: tokio::sync::Mutex::new(sizing),
-                    oom_score: AtomicI32::new(i32::MIN),
-                    settled: watch::Sender::new(false),
-                    next_stream: AtomicU64::new(1),
-                });
-                network::follow(&pod)?;
-                Ok(pod)
-            }
-            Err(error) => {
-                drop(vm);
-                watch.ended().await;
-                Err(error)
-            }
-        }
+        start::start(&config).await
     }
 
     /// [`Self::start`] and the creation of a first container: its root and files are prepared while the guest boots.
@@ -302,99 +242,6 @@ impl Drop for Pod {
     }
 }
 
-fn first_state(config: &PodConfig) -> Result<PodState, PodError> {
-    Ok(PodState {
-        version: state::VERSION,
-        id: config.id.clone(),
-        namespace: config.namespace.clone(),
-        owner: ProcessId::own().map_err(VmError::Watch)?,
-        vmm: None,
-        fs_server: None,
-        containers: Vec::new(),
-        created_at: since_epoch().as_secs(),
-        memory_mib: config.settings.overhead_memory_mib,
-        cpus: 1,
-        timeline: Vec::new(),
-    })
-}
-
-/// Gets the guest's CPUs running as early as possible; only the number of interfaces must be known before.
-async fn boot(
-    config: &PodConfig,
-    files: VmFiles,
-    sockets: Arc<Sockets>,
-    state: &StateFile,
-) -> Result<Booting, PodError> {
-    let network = if config.network { Some(Network::discover().await?) } else { None };
-    let sizing = Sizing::new(config.demand.clone(), &config.settings, Host::own());
-    let vm_config = VmConfig {
-        name: config.id.clone(),
-        memory_mib: config.settings.overhead_memory_mib,
-        hotplug_mib: sizing.most().memory_mib,
-        vcpus: sizing.most().cpus,
-        cmdline: String::new(),
-        nics: network.as_ref().map_or(0, Network::nics),
-        huge_pages: config.settings.huge_pages,
-        fds: files.roles(),
-    };
-    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
-    // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
-    let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
-    let size = sizing.size();
-    state.change(|state| {
-        state.vmm = Some(pid);
-        (state.memory_mib, state.cpus) = (state.memory_mib.saturating_add(size.memory_mib), size.cpus);
-    })?;
-    Ok(Booting { vm, ready, network, sizing })
-}
-
-/// Everything between the start of the guest's CPUs and a sandbox that takes containers.
-async fn set_up(
-    config: &PodConfig,
-    vm: &Vm,
-    ready: oneshot::Receiver<UnixStream>,
-    mut network: Option<&mut Network>,
-    size: Size,
-) -> Result<Agent, PodError> {
-    let plumb = async {
-        if let Some(network) = network.as_deref_mut() {
-            network.attach(vm).await?;
-            config.timeline.mark("network ready");
-        }
-        Ok(())
-    };
-    let agent = async {
-        match tokio::time::timeout(BOOT_DEADLINE, ready).await {
-            Ok(Ok(stream)) => {
-                config.timeline.mark("agent ready");
-                Ok(Agent::new(stream))
-            }
-            Ok(Err(_)) => Err(PodError::Ended(vm.watch().ended().await.reason)),
-            Err(_) => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
-        }
-    };
-    // The guest's kernel takes its memory while it boots.
-    let memory = async { Ok::<_, PodError>(vm.set_memory(size.memory_mib).await?) };
-    let (agent, (), ()) = tokio::try_join!(agent, plumb, memory)?;
-    let network = network.as_deref().map(Network::request).unwrap_or_default();
-    let request = sandbox_request(config, network, size.cpus)?;
-    let link = Link { agent, vm: vm.watch() };
-    match link.agent.create_sandbox(&request).await {
-        Ok(sandbox) => {
-            config.timeline.mark("sandbox created");
-            let agent_us = sandbox.agent_start.as_micros();
-            tracing::info!(
-                pod = config.id,
-                kernel = sandbox.kernel_release,
-                agent_us,
-                step = "sandbox created"
-            );
-            Ok(link.agent)
-        }
-        Err(error) => Err(link.error(error).await),
-    }
-}
-
 async fn start_share(
     settings: &Settings,
     host_mounts: Option<Arc<OwnedFd>>,
@@ -406,30 +253,4 @@ async fn start_share(
     state.change(|state| state.fs_server = Some(share.server()))?;
     timeline.mark("fs server ready");
     Ok(Arc::new(share))
-}
-
-fn sandbox_request(
-    config: &PodConfig,
-    network: proto::Network,
-    cpus: u8,
-) -> Result<proto::CreateSandboxRequest, PodError> {
-    let mut entropy = vec![0; ENTROPY];
-    sys::random(&mut entropy).map_err(VmError::Watch)?;
-    let hostname = if config.hostname.is_empty() { &config.id } else { &config.hostname };
-    Ok(proto::CreateSandboxRequest {
-        id: config.id.clone(),
-        hostname: hostname.clone(),
-        entropy,
-        realtime_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
-        sysctls: config.sysctls.clone(),
-        network: MessageField::some(network),
-        cpus: cpus.into(),
-        own_pid_namespace: config.own_pids,
-        shm_bytes: config.shm_bytes,
-        ..Default::default()
-    })
-}
-
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -33,8 +33,22 @@ pub struct Settings {
     pub max_cpus: u8,
     /// Back guest memory with huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
+    /// What pods' VMs are forked from: what all pods of this host share, or nothing, and they boot.
+    pub templates: Templates,
     /// What becomes of a container whose spec asks for the host's network, processes or IPC.
     pub host_namespaces: HostNamespaces,
+}
+
+/// What a pod's VM is forked from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Templates {
+    /// One template for all pods of this host. They share its pages, as long as they do not write to them: whoever runs a
+    /// pod can find out by timing which of them another one has used lately.
+    #[default]
+    Node,
+    /// None: every VM boots, and shares no memory.
+    Off,
 }
 
 /// What becomes of a container that asks for a namespace of the host, which a VM can't give it.
@@ -62,6 +76,7 @@ impl Default for Settings {
             default_cpus: 1,
             max_cpus: 8,
             huge_pages: true,
+            templates: Templates::Node,
             host_namespaces: HostNamespaces::Refuse,
         }
     }

@@ -48,6 +48,9 @@ pub struct PodState {
     pub owner: ProcessId,
     /// The VMM, once it runs.
     pub vmm: Option<ProcessId>,
+    /// Key of the template that the VM was forked from; `None` for one that has booted.
+    #[serde(default)]
+    pub template: Option<String>,
     /// The fs server, once it runs.
     #[serde(default)]
     pub fs_server: Option<ProcessId>,
@@ -292,6 +295,7 @@ mod tests {
             namespace: String::new(),
             owner,
             vmm,
+            template: None,
             fs_server: None,
             containers: vec![ContainerState { id: "c1".into(), bundle: Some("/b".into()) }],
             created_at: 1,

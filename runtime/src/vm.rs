@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::settings::Settings;
 use crate::sockets::Sockets;
+use crate::template::Template;
 use crate::timeline::Timeline;
 use owner::Owner;
 
@@ -112,8 +113,14 @@ pub(crate) struct VmWatch {
 pub(crate) struct VmFiles(Vec<(FdRole, OwnedFd)>);
 
 impl VmFiles {
-    /// Opens what the settings name. `vsock` is the listening socket of the guest's vsock.
-    pub(crate) fn open(settings: &Settings, vsock: OwnedFd, console: Option<&Path>) -> Result<Self, VmError> {
+    /// Opens what the settings name, for a VM that is forked from `template` or else boots. `vsock` is the listening socket
+    /// of the guest's vsock.
+    pub(crate) fn open(
+        settings: &Settings,
+        vsock: OwnedFd,
+        console: Option<&Path>,
+        template: Option<&Template>,
+    ) -> Result<Self, VmError> {
         const KVM_HINT: &str = ": is virtualization switched on (firmware, kvm module, nested virtualization)? \
                                 `monohull check` tells";
         // Unit tests run a fake VMM, also where there is no KVM.
@@ -127,18 +134,18 @@ impl VmFiles {
                 source,
             })
         };
-        let mut files = vec![
-            (FdRole::Kvm, open("the KVM device", kvm, KVM_HINT, true)?),
-            (
-                FdRole::Kernel,
-                open("the guest kernel", &settings.kernel, " (`kernel` in the settings)", false)?,
-            ),
-            (
-                FdRole::Initramfs,
-                open("the initramfs", &settings.initramfs, " (`initramfs` in the settings)", false)?,
-            ),
-            (FdRole::Vsock, vsock),
-        ];
+        let mut files =
+            vec![(FdRole::Kvm, open("the KVM device", kvm, KVM_HINT, true)?), (FdRole::Vsock, vsock)];
+        if let Some(Template { state, memory, .. }) = template {
+            let copy = |file: &File| file.try_clone().map(OwnedFd::from).map_err(VmError::Watch);
+            files.extend([(FdRole::State, copy(state)?), (FdRole::Memory, copy(memory)?)]);
+        } else {
+            let (kernel, initramfs) = (" (`kernel` in the settings)", " (`initramfs` in the settings)");
+            files.extend([
+                (FdRole::Kernel, open("the guest kernel", &settings.kernel, kernel, false)?),
+                (FdRole::Initramfs, open("the initramfs", &settings.initramfs, initramfs, false)?),
+            ]);
+        }
         if let Some(path) = console {
             let file = File::options().append(true).create(true).open(path);
             let error =
@@ -225,6 +232,20 @@ impl Vm {
             Ok(true) => Ok(()),
             Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
             Err(_) => Err(VmError::Memory { wanted_mib: mib, plugged_mib: *self.taken.borrow() }),
+        }
+    }
+
+    /// Stops the guest's CPUs.
+    pub(crate) async fn pause(&self) -> Result<(), VmError> {
+        self.request("pause", Action::Pause, Vec::new()).await.map(drop)
+    }
+
+    /// Saves the paused VM into empty files. Returns how many bytes they hold.
+    pub(crate) async fn snapshot(&self, state: OwnedFd, memory: OwnedFd) -> Result<u64, VmError> {
+        let what = "save the VM";
+        match self.request(what, Action::Snapshot, vec![state, memory]).await? {
+            Done::Saved(saved) => Ok(saved.state_bytes.saturating_add(saved.memory_bytes)),
+            _ => Err(VmError::Refused { what, reason: "it answered without a size".into() }),
         }
     }
 

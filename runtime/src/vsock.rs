@@ -57,6 +57,12 @@ impl Vsock {
         listen().map_err(|e| VsockError::Listen(path.clone(), e))
     }
 
+    /// Removes the listening socket: nobody can connect to the guest any more.
+    pub(crate) fn remove(self) -> Result<(), VsockError> {
+        let path = self.path();
+        fs::remove_file(&path).map_err(|e| VsockError::Listen(path, e))
+    }
+
     fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}/{SOCKET}", self.dir.as_raw_fd()).into()
     }

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// The action word of [`Action::Template`].
+pub(crate) const TEMPLATE: &str = "template";
+
 /// What the shim is asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -10,6 +13,8 @@ pub(crate) enum Action {
     Serve,
     /// Start, or find, the serving process of a container's pod and print its address.
     Start,
+    /// Make the template that pods are forked from. Only `start` calls the shim so.
+    Template,
     /// Clean up after a container whose shim connection has closed.
     Delete,
     /// Print what the runtime can do, as a protobuf `RuntimeInfo`.
@@ -84,6 +89,7 @@ impl Args {
             None => {}
             Some("start") => args.action = Action::Start,
             Some("delete") => args.action = Action::Delete,
+            Some(TEMPLATE) => args.action = Action::Template,
             Some(other) => return Err(ArgsError::UnknownAction(other.into())),
         }
         args.check()?;
@@ -123,7 +129,7 @@ impl Args {
     }
 
     fn check(&self) -> Result<(), ArgsError> {
-        if matches!(self.action, Action::Info | Action::Version) {
+        if matches!(self.action, Action::Info | Action::Version | Action::Template) {
             return Ok(());
         }
         for (flag, value) in [("id", &self.id), ("namespace", &self.namespace)] {

@@ -20,11 +20,12 @@ use crate::address;
 use crate::args::Args;
 use crate::bundle::{self, BundleError};
 use crate::options;
+use crate::template;
 
 /// containerd's address for events, in the environment of every shim.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 /// Names the settings file of a process ([`monohull_runtime::settings::Settings::load`]).
-const SETTINGS: &str = "MONOHULL_CONFIG";
+pub(crate) const SETTINGS: &str = "MONOHULL_CONFIG";
 /// The task API that a `BootstrapResult` announces.
 const TASK_API: i32 = 3;
 /// More than any options that containerd sends.
@@ -182,9 +183,12 @@ fn start_pod(args: &Args, request: &Request, bundle: &Path, socket: &Path) -> Re
         let _ = lower_oom_priority(pid);
         Ok(bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?)
     });
-    if started.is_err() {
-        // The server ends by itself: its socket can't be reached any more and nothing else was started.
-        let _ = fs::remove_file(socket);
+    match &started {
+        Ok(()) => template::make(request.settings.as_deref()),
+        Err(_) => {
+            // The server ends by itself: its socket can't be reached any more and nothing else was started.
+            let _ = fs::remove_file(socket);
+        }
     }
     started
 }

@@ -27,6 +27,7 @@ mod sandbox_config;
 mod server;
 mod stand_in;
 mod task;
+mod template;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Action::Serve => server::serve(&args)?,
         Action::Start => bootstrap::start(&args)?,
         Action::Delete => delete::delete(&args)?,
+        Action::Template => template::build()?,
         Action::Info => info::print_info()?,
         Action::Version => info::print_version()?,
     }

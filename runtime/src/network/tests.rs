@@ -99,7 +99,7 @@ fn a_namespace_with_nothing_but_loopback_has_spare_nics() {
         ip("link set lo up", None);
         let network = Network::discover().await.unwrap();
         assert_eq!(network.found, Found::default());
-        assert_eq!(network.nics(), NICS_OF_EMPTY);
+        assert_eq!(network.nics(), NICS);
         assert_eq!(network.request(), proto::Network::default());
     });
 }

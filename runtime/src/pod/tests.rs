@@ -5,13 +5,17 @@ mod block;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use monohull_protocol::agent as proto;
 use protobuf::Message;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 use super::*;
+use crate::agent::Agent;
 use crate::fake::{Host, Mode, PID, write_program};
 use crate::process::Exit;
 use crate::rootfs::Mount;
+use crate::state::{PodState, ProcessId};
 
 fn pod_config(host: &Host) -> PodConfig {
     PodConfig {
@@ -90,7 +94,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
     assert_eq!(pod.shutdown().await.unwrap(), ExitReason::GuestShutdown);
 
     let cpus = crate::size::Host::own().cpus.min(8);
-    let boot = format!("boot p1 nics=0 cpus={cpus}");
+    let boot = format!("boot p1 nics=3 cpus={cpus}");
     let expected = [
         boot.as_str(),
         "memory 521",

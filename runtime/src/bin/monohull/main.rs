@@ -12,6 +12,7 @@ mod size;
 mod spec;
 mod streams;
 mod table;
+mod template;
 mod terminal;
 mod trace;
 mod user;
@@ -39,6 +40,7 @@ enum Command {
     Run(Box<run::Arguments>),
     Ps(ps::Arguments),
     Trace(trace::Arguments),
+    Template(template::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(*arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
+        Command::Template(arguments) => template::template(&arguments),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -110,7 +110,7 @@ fn table(rows: &[Row]) -> Table {
 }
 
 /// The largest two units: "3d 4h".
-fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -133,6 +133,7 @@ mod tests {
             namespace: String::new(),
             owner,
             vmm,
+            template: None,
             fs_server: None,
             containers: Vec::new(),
             created_at: 1000,

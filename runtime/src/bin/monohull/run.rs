@@ -2,10 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+use monohull_runtime::settings::Settings;
+use monohull_runtime::template;
 use monohull_runtime::timeline::Timeline;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -112,7 +115,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<u8, Failure> {
     result
 }
 
+/// Has a template made for the next pods if there is none. Broken settings are somebody else's to refuse.
+fn make_template() {
+    let (Ok(settings), Ok(own)) = (Settings::load(), std::env::current_exe()) else { return };
+    let mut builder = Command::new(own);
+    builder.args(["template", "build"]);
+    template::make_in_background(&settings, builder);
+}
+
 fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failure> {
+    make_template();
     // Before there are other threads: they inherit the namespaces.
     private_namespaces()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

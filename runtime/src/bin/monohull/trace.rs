@@ -149,6 +149,7 @@ mod tests {
             namespace: namespace.into(),
             owner: ProcessId { pid: 1, start_time: 1 },
             vmm: None,
+            template: None,
             fs_server: None,
             containers: Vec::new(),
             created_at: 0,

@@ -1,0 +1,281 @@
+//! The start of a pod: its VM is forked from a template if there is one for it, and boots if there is none or it fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use monohull_protocol::agent as proto;
+use monohull_vmm::api::{ExitReason, VmConfig};
+use protobuf::MessageField;
+use tokio::net::UnixStream;
+use tokio::sync::{OnceCell, oneshot, watch};
+
+use super::resize::Sizing;
+use super::{Containers, Link, Pod, PodConfig, PodError, network, start_share};
+use crate::agent::Agent;
+use crate::disk::ImageDisk;
+use crate::mirror::Mirrors;
+use crate::network::{NICS, Network};
+use crate::settings::Settings;
+use crate::size::{Demand, Host, Size};
+use crate::sockets::Sockets;
+use crate::state::{self, PodState, ProcessId};
+use crate::state_file::StateFile;
+use crate::sys;
+use crate::template::Template;
+use crate::timeline::Timeline;
+use crate::vm::{Vm, VmError, VmFiles};
+use crate::vsock::Vsock;
+
+/// Turns a guest that never gets to its agent into an error.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// Seed for the guest's random number generator, in bytes.
+const ENTROPY: usize = 64;
+
+/// What is known of a pod's VM before it is made.
+struct Plan {
+    network: Option<Network>,
+    sizing: Sizing,
+    /// Without its descriptors.
+    vm: VmConfig,
+}
+
+/// What there is before the guest is ready.
+struct Starting {
+    vm: Vm,
+    ready: oneshot::Receiver<UnixStream>,
+    network: Option<Network>,
+    sizing: Sizing,
+}
+
+/// See [`Pod::start`].
+pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
+    let plan = Plan::new(config).await?;
+    let Some(template) = plan.template(config) else { return attempt(config, plan, None).await };
+    match attempt(config, plan, Some(&template)).await {
+        Err(error) if is_the_guests(&error) => {
+            let (key, text) = (template.key(), crate::text::chain(&error));
+            tracing::warn!(pod = config.id, template = key, error = text, "the template fails; booting");
+            config.timeline.mark("fork failed");
+            let pod = attempt(config, Plan::new(config).await?, None).await?;
+            // It is the template's fault, and not that of something that the pod needs in any case.
+            template.discard();
+            Ok(pod)
+        }
+        done => done,
+    }
+}
+
+/// The VM of a pod without particular needs, which its template has to be like.
+pub(crate) fn standard(settings: &Settings) -> VmConfig {
+    vm_config("template", settings, &Sizing::new(Demand::default(), settings, Host::own()), NICS)
+}
+
+/// Waits for the connection of a VM's agent.
+pub(crate) async fn agent_of(
+    vm: &Vm,
+    ready: oneshot::Receiver<UnixStream>,
+    timeline: &Timeline,
+) -> Result<Agent, PodError> {
+    match tokio::time::timeout(BOOT_DEADLINE, ready).await {
+        Ok(Ok(stream)) => {
+            timeline.mark("agent ready");
+            Ok(Agent::new(stream))
+        }
+        Ok(Err(_)) => Err(PodError::Ended(vm.watch().ended().await.reason)),
+        Err(_) => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
+    }
+}
+
+/// Whether a start has failed for a reason that may lie in the guest's past: in a template.
+fn is_the_guests(error: &PodError) -> bool {
+    use ExitReason::{GuestShutdown, HostOutOfMemory, Stopped};
+    match error {
+        PodError::Ended(reason) => !matches!(reason, GuestShutdown | HostOutOfMemory | Stopped),
+        PodError::Boot(_) | PodError::Agent(_) => true,
+        PodError::Vm(error) => matches!(error, VmError::Timeout(_) | VmError::Refused { .. }),
+        _ => false,
+    }
+}
+
+impl Plan {
+    async fn new(config: &PodConfig) -> Result<Self, PodError> {
+        let network = if config.network { Some(Network::discover().await?) } else { None };
+        let sizing = Sizing::new(config.demand.clone(), &config.settings, Host::own());
+        let nics = network.as_ref().map_or(NICS, Network::nics);
+        let vm = vm_config(&config.id, &config.settings, &sizing, nics);
+        Ok(Self { network, sizing, vm })
+    }
+
+    /// A template's guest has no console, which is for debugging boots anyway.
+    fn template(&self, config: &PodConfig) -> Option<Template> {
+        let template = config.console.is_none().then(|| Template::find(&config.settings, &self.vm)).flatten();
+        if template.is_some() {
+            config.timeline.mark("template found");
+        }
+        template
+    }
+}
+
+fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmConfig {
+    VmConfig {
+        name: name.to_owned(),
+        memory_mib: settings.overhead_memory_mib,
+        hotplug_mib: sizing.most().memory_mib,
+        vcpus: sizing.most().cpus,
+        cmdline: String::new(),
+        nics,
+        huge_pages: settings.huge_pages,
+        fds: Vec::new(),
+    }
+}
+
+async fn attempt(config: &PodConfig, plan: Plan, template: Option<&Template>) -> Result<Arc<Pod>, PodError> {
+    let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
+    let state = StateFile::create(dir, first_state(config, template)?, config.timeline.clone())?;
+    let (vsock, listener) = Vsock::listen(state.dir())?;
+    let files = VmFiles::open(&config.settings, listener, config.console.as_deref(), template)?;
+    let sockets = Arc::<Sockets>::default();
+    let Starting { vm, ready, mut network, sizing } = start_vm(config, plan, files, sockets.clone(), &state)?;
+    let watch = vm.watch();
+    let sharing = async {
+        Ok(if config.share {
+            let mounts = config.host_mounts.clone();
+            Some(start_share(&config.settings, mounts, &config.timeline, &state, &vm).await?)
+        } else {
+            None
+        })
+    };
+    let set_up = set_up(config, &vm, ready, network.as_mut(), sizing.size());
+    match tokio::try_join!(set_up, sharing) {
+        Ok((agent, share)) => {
+            let pod = Arc::new(Pod {
+                settings: config.settings.clone(),
+                timeline: config.timeline.clone(),
+                host_mounts: config.host_mounts.clone(),
+                link: Link { agent, vm: watch },
+                vm,
+                vsock: Arc::new(vsock),
+                state: Arc::new(state),
+                containers: Containers::default(),
+                disk: ImageDisk::default(),
+                network: network.map(tokio::sync::Mutex::new),
+                share: OnceCell::new_with(share),
+                mirrors: Mirrors::default(),
+                sockets,
+                sizing: tokio::sync::Mutex::new(sizing),
+                oom_score: AtomicI32::new(i32::MIN),
+                settled: watch::Sender::new(false),
+                next_stream: AtomicU64::new(1),
+            });
+            network::follow(&pod)?;
+            Ok(pod)
+        }
+        Err(error) => {
+            drop(vm);
+            watch.ended().await;
+            Err(error)
+        }
+    }
+}
+
+fn first_state(config: &PodConfig, template: Option<&Template>) -> Result<PodState, PodError> {
+    Ok(PodState {
+        version: state::VERSION,
+        id: config.id.clone(),
+        namespace: config.namespace.clone(),
+        owner: ProcessId::own().map_err(VmError::Watch)?,
+        vmm: None,
+        template: template.map(|template| template.key().to_owned()),
+        fs_server: None,
+        containers: Vec::new(),
+        created_at: since_epoch().as_secs(),
+        memory_mib: config.settings.overhead_memory_mib,
+        cpus: 1,
+        timeline: Vec::new(),
+    })
+}
+
+/// Gets the guest's CPUs running as early as possible.
+fn start_vm(
+    config: &PodConfig,
+    plan: Plan,
+    files: VmFiles,
+    sockets: Arc<Sockets>,
+    state: &StateFile,
+) -> Result<Starting, PodError> {
+    let Plan { network, sizing, vm } = plan;
+    let vm_config = VmConfig { fds: files.roles(), ..vm };
+    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
+    // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
+    let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
+    let size = sizing.size();
+    state.change(|state| {
+        state.vmm = Some(pid);
+        (state.memory_mib, state.cpus) = (state.memory_mib.saturating_add(size.memory_mib), size.cpus);
+    })?;
+    Ok(Starting { vm, ready, network, sizing })
+}
+
+/// Everything between the start of the guest's CPUs and a sandbox that takes containers.
+async fn set_up(
+    config: &PodConfig,
+    vm: &Vm,
+    ready: oneshot::Receiver<UnixStream>,
+    mut network: Option<&mut Network>,
+    size: Size,
+) -> Result<Agent, PodError> {
+    let plumb = async {
+        if let Some(network) = network.as_deref_mut() {
+            network.attach(vm).await?;
+            config.timeline.mark("network ready");
+        }
+        Ok(())
+    };
+    // The guest's kernel takes its memory while it boots.
+    let memory = async { Ok::<_, PodError>(vm.set_memory(size.memory_mib).await?) };
+    let (agent, (), ()) = tokio::try_join!(agent_of(vm, ready, &config.timeline), plumb, memory)?;
+    let network = network.as_deref().map(Network::request).unwrap_or_default();
+    let request = sandbox_request(config, network, size.cpus)?;
+    let link = Link { agent, vm: vm.watch() };
+    match link.agent.create_sandbox(&request).await {
+        Ok(sandbox) => {
+            config.timeline.mark("sandbox created");
+            let agent_us = sandbox.agent_start.as_micros();
+            tracing::info!(
+                pod = config.id,
+                kernel = sandbox.kernel_release,
+                agent_us,
+                step = "sandbox created"
+            );
+            Ok(link.agent)
+        }
+        Err(error) => Err(link.error(error).await),
+    }
+}
+
+fn sandbox_request(
+    config: &PodConfig,
+    network: proto::Network,
+    cpus: u8,
+) -> Result<proto::CreateSandboxRequest, PodError> {
+    let mut entropy = vec![0; ENTROPY];
+    sys::random(&mut entropy).map_err(VmError::Watch)?;
+    let hostname = if config.hostname.is_empty() { &config.id } else { &config.hostname };
+    Ok(proto::CreateSandboxRequest {
+        id: config.id.clone(),
+        hostname: hostname.clone(),
+        entropy,
+        realtime_ns: u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX),
+        sysctls: config.sysctls.clone(),
+        network: MessageField::some(network),
+        cpus: cpus.into(),
+        own_pid_namespace: config.own_pids,
+        shm_bytes: config.shm_bytes,
+        ..Default::default()
+    })
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

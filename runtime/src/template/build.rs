@@ -1,0 +1,133 @@
+//! Making a template: boots a VM, lets its agent get ready, and saves it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Instant;
+
+use monohull_vmm::api::VmConfig;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+
+use super::{BUILDING, INFO, Info, LOCK, MEMORY, STATE, TemplateError, dir, failure_path, key, now};
+use crate::pod;
+use crate::settings::{Settings, Templates};
+use crate::text;
+use crate::timeline::Timeline;
+use crate::vm::{Vm, VmFiles};
+use crate::vsock::Vsock;
+
+/// Makes the standard template anew, and removes all others. Refused as busy while another process does that. A failure is
+/// noted for [`super::last_failure`].
+///
+/// The VMM dies with the calling thread.
+pub async fn build(settings: &Settings, timeline: &Timeline) -> Result<Info, TemplateError> {
+    if settings.templates == Templates::Off {
+        return Err(TemplateError::Off);
+    }
+    let config = pod::standard(settings);
+    let key = key(settings, &config)?;
+    let dir = dir(settings);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(TemplateError::io("make", &dir))?;
+    let _lock = lock(&dir.join(LOCK))?;
+    let building = dir.join(BUILDING);
+    remove_dir(&building)?;
+    match make(settings, config, &key, &building, timeline).await {
+        Ok(info) => {
+            take_place(&building, &dir.join(&key))?;
+            remove_others(&dir, &key);
+            Ok(info)
+        }
+        Err(error) => {
+            // The error that matters is the first.
+            let _ = fs::write(failure_path(settings, &key), text::chain(&error));
+            remove_dir(&building)?;
+            Err(error)
+        }
+    }
+}
+
+async fn make(
+    settings: &Settings,
+    config: VmConfig,
+    key: &str,
+    building: &Path,
+    timeline: &Timeline,
+) -> Result<Info, TemplateError> {
+    let begun = Instant::now();
+    DirBuilder::new().mode(0o700).create(building).map_err(TemplateError::io("make", building))?;
+    let (vsock, listener) = Vsock::listen(building)?;
+    let files = VmFiles::open(settings, listener, None, None)?;
+    let config = VmConfig { fds: files.roles(), ..config };
+    let (vm, ready) = Vm::boot(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
+    let agent = pod::agent_of(&vm, ready, timeline).await?;
+    // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
+    agent.prepare_template().await.map_err(pod::PodError::from)?;
+    timeline.mark("guest prepared");
+    vm.pause().await?;
+    let [state, memory] = [create(building, STATE)?, create(building, MEMORY)?];
+    let bytes = vm.snapshot(state.into(), memory.into()).await?;
+    timeline.mark("guest saved");
+    drop(vm);
+    vsock.remove()?;
+    let info = Info {
+        key: key.to_owned(),
+        kernel: settings.kernel.clone(),
+        memory_mib: config.memory_mib,
+        cpus: config.vcpus,
+        nics: config.nics,
+        created_at: now(),
+        took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        bytes,
+    };
+    let path = building.join(INFO);
+    let text = serde_json::to_vec(&info).map_err(io::Error::from);
+    text.and_then(|text| fs::write(&path, text)).map_err(TemplateError::io("write", &path))?;
+    Ok(info)
+}
+
+fn create(dir: &Path, name: &str) -> Result<File, TemplateError> {
+    let path = dir.join(name);
+    let created = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    created.map_err(TemplateError::io("create", &path))
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, TemplateError> {
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = file.map_err(TemplateError::io("open", path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| TemplateError::Busy)
+}
+
+fn remove_dir(path: &Path) -> Result<(), TemplateError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TemplateError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts what was made where pods look for it. With one that is there it changes places: at any moment there is one.
+fn take_place(building: &Path, place: &Path) -> Result<(), TemplateError> {
+    let Err(error) = fs::rename(building, place) else { return Ok(()) };
+    if !place.exists() {
+        return Err(TemplateError::io("rename", building)(error));
+    }
+    renameat2(AT_FDCWD, building, AT_FDCWD, place, RenameFlags::RENAME_EXCHANGE)
+        .map_err(|error| TemplateError::io("exchange", place)(error.into()))?;
+    remove_dir(building)
+}
+
+/// Removes other templates and notes of failures. Those of other settings are made anew when they are wanted; VMs that were
+/// started from them go on.
+fn remove_others(dir: &Path, key: &str) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name() != key && entry.file_name() != LOCK) {
+        let path = entry.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, step = "remove old template");
+        }
+    }
+}
