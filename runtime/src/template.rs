@@ -41,7 +41,7 @@ const LOCK: &str = "lock";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const INFO: &str = "template.json";
-/// What a failed build leaves behind, with the key before it: why it failed.
+/// What a failed build leaves behind: why it failed.
 const FAILED: &str = "failed";
 /// A template that is older is made anew: what its guests share, such as where their kernel is in memory, changes with it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -169,14 +169,14 @@ pub fn list(settings: &Settings) -> Result<Vec<Info>, TemplateError> {
     Ok(all)
 }
 
-/// The key of the template that pods without particular needs are forked from.
-pub fn standard_key(settings: &Settings) -> Result<String, TemplateError> {
-    key(settings, &pod::standard(settings))
+/// The keys of the templates that pods without particular needs are forked from.
+pub fn current_keys(settings: &Settings) -> Result<Vec<String>, TemplateError> {
+    pod::standard(settings).iter().map(|config| key(settings, config)).collect()
 }
 
-/// Why the last attempt to make the standard template failed, if that was the last.
+/// Why the last attempt to make the templates failed, if that was the last.
 pub fn last_failure(settings: &Settings) -> Option<String> {
-    fs::read_to_string(failure_path(settings, &standard_key(settings).ok()?)).ok()
+    fs::read_to_string(dir(settings).join(FAILED)).ok()
 }
 
 /// Removes a template; `key` may be the beginning of one. VMs that were started from it go on.
@@ -188,8 +188,8 @@ pub fn remove(settings: &Settings, key: &str) -> Result<Info, TemplateError> {
     Ok(info)
 }
 
-/// Starts `builder`, a command that calls [`build`], if the standard template is missing or old. It outlives its parent, has
-/// none of its descriptors, and gets the CPU when nobody else wants it.
+/// Starts `builder`, a command that calls [`build`], if a template is missing or old. It outlives its parent, has none of its
+/// descriptors, and gets the CPU when nobody else wants it.
 pub fn make_in_background(settings: &Settings, mut builder: Command) {
     if settings.templates == Templates::Off || !is_wanted(settings) {
         return;
@@ -206,21 +206,18 @@ pub fn make_in_background(settings: &Settings, mut builder: Command) {
 
 fn is_wanted(settings: &Settings) -> bool {
     // Without a key a file is missing, which the pod's start will tell.
-    let Ok(key) = standard_key(settings) else { return false };
+    let Ok(keys) = current_keys(settings) else { return false };
     let young = |path: &Path, age: Duration| {
         let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
         modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|since| since < age))
     };
-    !young(&dir(settings).join(&key).join(INFO), MAX_AGE)
-        && !young(&failure_path(settings, &key), RETRY_AFTER)
+    let dir = dir(settings);
+    !keys.iter().all(|key| young(&dir.join(key).join(INFO), MAX_AGE))
+        && !young(&dir.join(FAILED), RETRY_AFTER)
 }
 
 fn dir(settings: &Settings) -> PathBuf {
     settings.state_dir.join(DIR)
-}
-
-fn failure_path(settings: &Settings, key: &str) -> PathBuf {
-    dir(settings).join(format!("{key}.{FAILED}"))
 }
 
 fn read_info(path: &Path) -> Option<Info> {

@@ -9,7 +9,6 @@ use std::process::Command;
 
 use monohull_runtime::settings::Settings;
 use monohull_runtime::template::{self, TemplateError};
-use monohull_runtime::timeline::Timeline;
 
 use crate::args::TEMPLATE;
 use crate::bootstrap::SETTINGS;
@@ -34,7 +33,7 @@ pub(crate) fn make(settings: Option<&str>) {
 pub(crate) fn build() -> Result<(), Box<dyn Error>> {
     let settings = Settings::load()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(template::build(&settings, &Timeline::new())) {
+    match runtime.block_on(template::build(&settings)) {
         Ok(_) | Err(TemplateError::Busy) => Ok(()),
         Err(error) => Err(error.into()),
     }

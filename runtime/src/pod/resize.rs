@@ -6,15 +6,17 @@ use oci_spec::runtime as oci;
 
 use super::{Pod, PodError};
 use crate::settings::Settings;
-use crate::size::{Demand, Host, Size};
+use crate::size::{Demand, Host, Limits, Size};
 
 /// What the pod asks for, and what its VM has.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sizing {
     demand: Demand,
     host: Host,
     /// What the VM was made to grow to.
     most: Size,
+    /// Memory in MiB for containers that the VM begins with, and that is never taken back.
+    base_mib: u32,
     size: Size,
 }
 
@@ -22,18 +24,51 @@ impl Sizing {
     pub(super) fn new(demand: Demand, settings: &Settings, host: Host) -> Self {
         let size = demand.size(settings, host);
         let cpus = size.cpus.max(settings.max_cpus.min(host.cpus));
-        Self { demand, host, most: Size { memory_mib: host.memory_mib, cpus }, size }
+        let default_mib = default_mib(settings, host);
+        // A pod whose containers are not known yet most likely has some without a limit: their memory costs nothing until it
+        // is used, but adding it would take time.
+        let small = 0 < size.memory_mib && size.memory_mib < default_mib;
+        let base_mib = if small { 0 } else { default_mib };
+        Self { demand, host, most: Size { memory_mib: host.memory_mib, cpus }, base_mib, size }
     }
 
-    /// What the VM is to have from the start.
-    pub(super) fn size(&self) -> Size {
-        self.size
+    /// Of pods that are told nothing of, and of those with small limits.
+    pub(super) fn standard(settings: &Settings, host: Host) -> [Self; 2] {
+        let base = Self::new(Demand::default(), settings, host);
+        [Self { base_mib: 0, ..base.clone() }, base]
+    }
+
+    /// Memory in MiB that the VM begins with.
+    pub(super) fn first_mib(&self, settings: &Settings) -> u32 {
+        settings.overhead_memory_mib.saturating_add(self.base_mib)
+    }
+
+    /// Memory in MiB to be added to that.
+    pub(super) fn added_mib(&self) -> u32 {
+        self.size.memory_mib.saturating_sub(self.base_mib)
+    }
+
+    /// Memory in MiB that the VM has.
+    pub(super) fn total_mib(&self, settings: &Settings) -> u32 {
+        self.first_mib(settings).saturating_add(self.added_mib())
+    }
+
+    /// CPUs that the VM has.
+    pub(super) fn cpus(&self) -> u8 {
+        self.size.cpus
     }
 
     /// What it can be given later.
     pub(super) fn most(&self) -> Size {
         self.most
     }
+}
+
+/// Memory in MiB for containers without a limit.
+fn default_mib(settings: &Settings, host: Host) -> u32 {
+    let mut demand = Demand::default();
+    demand.add("any", Some(Limits::default()));
+    demand.size(settings, host).memory_mib
 }
 
 impl Pod {
@@ -73,20 +108,21 @@ impl Pod {
                  or give the pod its CPUs from the start"
             )));
         }
-        if size.memory_mib != sizing.size.memory_mib {
-            self.vm.set_memory(size.memory_mib).await?;
+        let new = Sizing { demand, size, ..sizing.clone() };
+        if new.added_mib() != sizing.added_mib() {
+            self.vm.set_memory(new.added_mib()).await?;
         }
         if size.cpus != sizing.size.cpus
             && let Err(error) = self.link.agent.resize_sandbox(size.cpus).await
         {
             return Err(self.link.error(error).await);
         }
-        (sizing.demand, sizing.size) = (demand, size);
         self.state.change(|state| {
-            state.memory_mib = self.settings.overhead_memory_mib.saturating_add(size.memory_mib);
-            state.cpus = size.cpus;
+            (state.memory_mib, state.cpus) = (new.total_mib(&self.settings), new.cpus());
         })?;
-        Ok(size.memory_mib)
+        let added = new.added_mib();
+        *sizing = new;
+        Ok(added)
     }
 
     /// Makes the VMM as dear to the host's OOM killer as its least dear container: it would else have the score of a

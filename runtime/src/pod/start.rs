@@ -17,7 +17,7 @@ use crate::disk::ImageDisk;
 use crate::mirror::Mirrors;
 use crate::network::{NICS, Network};
 use crate::settings::Settings;
-use crate::size::{Demand, Host, Size};
+use crate::size::Host;
 use crate::sockets::Sockets;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
@@ -66,9 +66,9 @@ pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
     }
 }
 
-/// The VM of a pod without particular needs, which its template has to be like.
-pub(crate) fn standard(settings: &Settings) -> VmConfig {
-    vm_config("template", settings, &Sizing::new(Demand::default(), settings, Host::own()), NICS)
+/// The VMs of pods without particular needs, which templates have to be like; the last is that of most pods.
+pub(crate) fn standard(settings: &Settings) -> [VmConfig; 2] {
+    Sizing::standard(settings, Host::own()).map(|sizing| vm_config("template", settings, &sizing, NICS))
 }
 
 /// Waits for the connection of a VM's agent.
@@ -120,7 +120,7 @@ impl Plan {
 fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmConfig {
     VmConfig {
         name: name.to_owned(),
-        memory_mib: settings.overhead_memory_mib,
+        memory_mib: sizing.first_mib(settings),
         hotplug_mib: sizing.most().memory_mib,
         vcpus: sizing.most().cpus,
         cmdline: String::new(),
@@ -146,7 +146,7 @@ async fn attempt(config: &PodConfig, plan: Plan, template: Option<&Template>) ->
             None
         })
     };
-    let set_up = set_up(config, &vm, ready, network.as_mut(), sizing.size());
+    let set_up = set_up(config, &vm, ready, network.as_mut(), &sizing);
     match tokio::try_join!(set_up, sharing) {
         Ok((agent, share)) => {
             let pod = Arc::new(Pod {
@@ -209,10 +209,9 @@ fn start_vm(
     let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
-    let size = sizing.size();
     state.change(|state| {
         state.vmm = Some(pid);
-        (state.memory_mib, state.cpus) = (state.memory_mib.saturating_add(size.memory_mib), size.cpus);
+        (state.memory_mib, state.cpus) = (sizing.total_mib(&config.settings), sizing.cpus());
     })?;
     Ok(Starting { vm, ready, network, sizing })
 }
@@ -223,7 +222,7 @@ async fn set_up(
     vm: &Vm,
     ready: oneshot::Receiver<UnixStream>,
     mut network: Option<&mut Network>,
-    size: Size,
+    sizing: &Sizing,
 ) -> Result<Agent, PodError> {
     let plumb = async {
         if let Some(network) = network.as_deref_mut() {
@@ -232,11 +231,16 @@ async fn set_up(
         }
         Ok(())
     };
-    // The guest's kernel takes its memory while it boots.
-    let memory = async { Ok::<_, PodError>(vm.set_memory(size.memory_mib).await?) };
+    // The guest's kernel takes its memory while it starts.
+    let memory = async {
+        match sizing.added_mib() {
+            0 => Ok(()),
+            added => Ok::<_, PodError>(vm.set_memory(added).await?),
+        }
+    };
     let (agent, (), ()) = tokio::try_join!(agent_of(vm, ready, &config.timeline), plumb, memory)?;
     let network = network.as_deref().map(Network::request).unwrap_or_default();
-    let request = sandbox_request(config, network, size.cpus)?;
+    let request = sandbox_request(config, network, sizing.cpus())?;
     let link = Link { agent, vm: vm.watch() };
     match link.agent.create_sandbox(&request).await {
         Ok(sandbox) => {

@@ -1,5 +1,6 @@
 //! Making a template: boots a VM, lets its agent get ready, and saves it.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -9,7 +10,7 @@ use std::time::Instant;
 use monohull_vmm::api::VmConfig;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
-use super::{BUILDING, INFO, Info, LOCK, MEMORY, STATE, TemplateError, dir, failure_path, key, now};
+use super::{BUILDING, FAILED, INFO, Info, LOCK, MEMORY, STATE, TemplateError, dir, key, now};
 use crate::pod;
 use crate::settings::{Settings, Templates};
 use crate::text;
@@ -17,35 +18,44 @@ use crate::timeline::Timeline;
 use crate::vm::{Vm, VmFiles};
 use crate::vsock::Vsock;
 
-/// Makes the standard template anew, and removes all others. Refused as busy while another process does that. A failure is
-/// noted for [`super::last_failure`].
+/// Makes the templates of pods without particular needs anew, and removes all others. Refused as busy while another process
+/// does that. A failure is noted for [`super::last_failure`].
 ///
 /// The VMM dies with the calling thread.
-pub async fn build(settings: &Settings, timeline: &Timeline) -> Result<Info, TemplateError> {
+pub async fn build(settings: &Settings) -> Result<Vec<Info>, TemplateError> {
     if settings.templates == Templates::Off {
         return Err(TemplateError::Off);
     }
-    let config = pod::standard(settings);
-    let key = key(settings, &config)?;
     let dir = dir(settings);
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(TemplateError::io("make", &dir))?;
     let _lock = lock(&dir.join(LOCK))?;
-    let building = dir.join(BUILDING);
-    remove_dir(&building)?;
-    match make(settings, config, &key, &building, timeline).await {
-        Ok(info) => {
-            take_place(&building, &dir.join(&key))?;
-            remove_others(&dir, &key);
-            Ok(info)
-        }
-        Err(error) => {
-            // The error that matters is the first.
-            let _ = fs::write(failure_path(settings, &key), text::chain(&error));
-            remove_dir(&building)?;
-            Err(error)
-        }
+    let made = make_all(settings, &dir).await;
+    if let Err(error) = &made {
+        // The error that matters is the first.
+        let _ = fs::write(dir.join(FAILED), text::chain(error));
     }
+    made
+}
+
+async fn make_all(settings: &Settings, dir: &Path) -> Result<Vec<Info>, TemplateError> {
+    let building = dir.join(BUILDING);
+    let mut all = Vec::new();
+    // What most pods are forked from comes first.
+    for config in pod::standard(settings).into_iter().rev() {
+        let key = key(settings, &config)?;
+        remove_dir(&building)?;
+        match make(settings, config, &key, &building).await {
+            Ok(info) => all.push(info),
+            Err(error) => {
+                remove_dir(&building)?;
+                return Err(error);
+            }
+        }
+        take_place(&building, &dir.join(&key))?;
+    }
+    remove_others(dir, &all);
+    Ok(all)
 }
 
 async fn make(
@@ -53,22 +63,20 @@ async fn make(
     config: VmConfig,
     key: &str,
     building: &Path,
-    timeline: &Timeline,
 ) -> Result<Info, TemplateError> {
     let begun = Instant::now();
+    let timeline = Timeline::new();
     DirBuilder::new().mode(0o700).create(building).map_err(TemplateError::io("make", building))?;
     let (vsock, listener) = Vsock::listen(building)?;
     let files = VmFiles::open(settings, listener, None, None)?;
     let config = VmConfig { fds: files.roles(), ..config };
     let (vm, ready) = Vm::boot(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
-    let agent = pod::agent_of(&vm, ready, timeline).await?;
+    let agent = pod::agent_of(&vm, ready, &timeline).await?;
     // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
     agent.prepare_template().await.map_err(pod::PodError::from)?;
-    timeline.mark("guest prepared");
     vm.pause().await?;
     let [state, memory] = [create(building, STATE)?, create(building, MEMORY)?];
     let bytes = vm.snapshot(state.into(), memory.into()).await?;
-    timeline.mark("guest saved");
     drop(vm);
     vsock.remove()?;
     let info = Info {
@@ -121,9 +129,10 @@ fn take_place(building: &Path, place: &Path) -> Result<(), TemplateError> {
 
 /// Removes other templates and notes of failures. Those of other settings are made anew when they are wanted; VMs that were
 /// started from them go on.
-fn remove_others(dir: &Path, key: &str) {
+fn remove_others(dir: &Path, made: &[Info]) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_name() != key && entry.file_name() != LOCK) {
+    let stays = |name: &OsStr| name == LOCK || made.iter().any(|info| name == info.key.as_str());
+    for entry in entries.flatten().filter(|entry| !stays(&entry.file_name())) {
         let path = entry.path();
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed {

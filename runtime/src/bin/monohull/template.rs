@@ -5,13 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::template::{self, Info};
-use monohull_runtime::timeline::Timeline;
 use monohull_runtime::{state, text};
 use serde::Serialize;
 
 use crate::failure::{Failure, note, print, print_json};
 use crate::table::Table;
-use crate::{ps, terminal, trace};
+use crate::{ps, terminal};
 
 const MIB: u64 = 1 << 20;
 
@@ -48,9 +47,9 @@ struct Ls {
     json: bool,
 }
 
-/// Make the template anew, now
+/// Make the templates anew, now
 ///
-/// Prints how its start went.
+/// There are two: one for pods with small memory limits, and one for all others. Prints the list.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Exit codes:\n  0  made      1  not made: standard error tells why      2  wrong usage"
@@ -94,9 +93,9 @@ pub(crate) fn template(arguments: &Arguments) -> Result<u8, Failure> {
 fn list(settings: &Settings, arguments: &Ls) -> Result<u8, Failure> {
     let templates = all(settings)?;
     let pods = state::list(&settings.state_dir).map_err(|e| Failure::of("cannot list the pods", &e))?;
-    let current = template::standard_key(settings).unwrap_or_default();
+    let current = template::current_keys(settings).unwrap_or_default();
     let row = |info: Info| Row {
-        r#use: if info.key == current { "current" } else { "old" },
+        r#use: if current.contains(&info.key) { "current" } else { "old" },
         pods: pods.iter().filter(|pod| pod.template.as_ref() == Some(&info.key)).count(),
         info,
     };
@@ -135,21 +134,12 @@ fn table(rows: &[Row]) -> Table {
 }
 
 fn build(settings: &Settings) -> Result<u8, Failure> {
-    let timeline = Timeline::new();
-    timeline.mark("build called");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::of("cannot start the event loop", &e))?;
-    let info = runtime
-        .block_on(template::build(settings, &timeline))
+    runtime
+        .block_on(template::build(settings))
         .map_err(|error| Failure::new(format!("no template is made: {}", text::chain(&error))))?;
-    print(&trace::render(&timeline.marks(), terminal::width()))?;
-    print(&format!(
-        "Template {}: {} MiB, made in {} ms.\n",
-        info.key,
-        info.bytes.div_ceil(MIB),
-        info.took_ms
-    ))?;
-    Ok(0)
+    list(settings, &Ls { json: false })
 }
 
 fn remove(settings: &Settings, arguments: &Rm) -> Result<u8, Failure> {
