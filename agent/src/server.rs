@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
     CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics, Mirror,
-    ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest, UpdateRequest,
-    WaitOomRequest, WaitOomResponse, WaitResponse,
+    PrepareTemplateResponse, ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest,
+    UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use monohull_protocol::agent_ttrpc::{Agent, create_agent};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +20,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 
 use crate::error::{Doing, Result};
 use crate::pod::Pod;
+use crate::stats;
 use crate::stdio::Connection;
 
 /// Why serving a connection ended.
@@ -115,9 +116,10 @@ fn created(pid: u32) -> CreateProcessResponse {
 
 #[async_trait]
 impl Agent for Service {
-    async fn prepare_template(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+    async fn prepare_template(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<PrepareTemplateResponse> {
         self.complete(|pod| async move { pod.prepare_template().await }).await?;
-        Ok(Empty::new())
+        let free_bytes = stats::free_memory();
+        Ok(PrepareTemplateResponse { free_bytes, ..Default::default() })
     }
 
     async fn create_sandbox(

@@ -248,11 +248,12 @@ impl Agent {
         within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
     }
 
-    /// Lets the guest do what its copies need not do then; it is saved next.
-    pub(crate) async fn prepare_template(&self) -> Result<(), AgentError> {
-        within("PrepareTemplate", self.client.prepare_template(unlimited(), &proto::Empty::new()))
-            .await
-            .map(drop)
+    /// Lets the guest do what its copies need not do then; it is saved next. Returns how much of its memory is free, in
+    /// bytes.
+    pub(crate) async fn prepare_template(&self) -> Result<u64, AgentError> {
+        let request = proto::Empty::new();
+        let answer = within("PrepareTemplate", self.client.prepare_template(unlimited(), &request)).await?;
+        Ok(answer.free_bytes)
     }
 
     /// Asks for an orderly end, which then comes as the end of the VM.

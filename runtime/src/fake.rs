@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use monohull_protocol::{RPC_PORT, agent as proto, agent_ttrpc};
 use monohull_vmm::api::{
-    Action, CONTROL_FD, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, SECTOR, VmConfig,
+    Action, CONTROL_FD, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, SECTOR, Saved, VmConfig,
 };
 use monohull_vmm::ipc::Channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -250,6 +250,18 @@ impl Fake {
                     self.send(FromVmm::Event(Event::MemoryReached { mib }), &[]);
                     continue;
                 }
+                Action::AwaitReports { mib } => {
+                    self.note(&format!("await reports {mib}"));
+                    self.send(FromVmm::Event(Event::FreeReported), &[]);
+                    Ok(Done::Ok)
+                }
+                Action::Snapshot => {
+                    self.note("snapshot");
+                    for fd in fds {
+                        File::from(fd).write_all(b"saved").unwrap();
+                    }
+                    Ok(Done::Saved(Saved { state_bytes: 5, memory_bytes: 5 }))
+                }
                 other => {
                     self.note(&format!("{other:?}"));
                     Ok(Done::Ok)
@@ -287,9 +299,13 @@ fn refuse<T>(code: ttrpc::Code, message: &str) -> ttrpc::Result<T> {
 
 #[async_trait]
 impl agent_ttrpc::Agent for Fake {
-    async fn prepare_template(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+    async fn prepare_template(
+        &self,
+        _: &TtrpcContext,
+        _: proto::Empty,
+    ) -> ttrpc::Result<proto::PrepareTemplateResponse> {
         self.note("prepare template");
-        Ok(proto::Empty::new())
+        Ok(proto::PrepareTemplateResponse { free_bytes: 100 << 20, ..Default::default() })
     }
 
     async fn create_sandbox(

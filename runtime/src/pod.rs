@@ -184,6 +184,8 @@ impl Pod {
     async fn end_vm(&self) {
         let orderly = async {
             if self.link.agent.shutdown().await.is_ok() {
+                // All is on the host's disks by then. A reset by the guest's kernel would only take longer.
+                let _ = self.vm.stop().await;
                 self.link.vm.ended().await;
             } else {
                 std::future::pending::<()>().await;

@@ -98,6 +98,8 @@ pub(crate) struct Vm {
     /// Memory in MiB that the guest has been given, and that it has taken.
     given: AtomicU32,
     taken: watch::Receiver<u32>,
+    /// Whether the guest has reported the free memory that was asked for.
+    reported: watch::Receiver<bool>,
     pid: i32,
 }
 
@@ -181,11 +183,12 @@ impl Vm {
         let (ended_sender, ended) = watch::channel(None);
         let (agent, ready) = oneshot::channel();
         let (memory, taken) = watch::channel(0);
-        let expected = owner::Expected::new(agent, sockets, memory, timeline);
+        let (reports, reported) = watch::channel(false);
+        let expected = owner::Expected::new(agent, sockets, memory, reports, timeline);
         let owner = Owner::new(process, command_receiver, ended_sender, expected);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };
-        Ok((Self { commands, watch, given: AtomicU32::new(0), taken, pid }, ready))
+        Ok((Self { commands, watch, given: AtomicU32::new(0), taken, reported, pid }, ready))
     }
 
     /// Host pid of the VMM.
@@ -232,6 +235,19 @@ impl Vm {
             Ok(true) => Ok(()),
             Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
             Err(_) => Err(VmError::Memory { wanted_mib: mib, plugged_mib: *self.taken.borrow() }),
+        }
+    }
+
+    /// Waits until the guest has reported so much of its memory free.
+    pub(crate) async fn free_reported(&self, mib: u32) -> Result<(), VmError> {
+        let what = "wait for the guest's free memory";
+        self.request(what, Action::AwaitReports { mib }, Vec::new()).await?;
+        let mut reported = self.reported.clone();
+        let waited = tokio::time::timeout(MEMORY_DEADLINE, reported.wait_for(|reported| *reported)).await;
+        match waited.map(|reported| reported.is_ok()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
+            Err(_) => Err(VmError::Timeout(what)),
         }
     }
 

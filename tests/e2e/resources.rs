@@ -89,7 +89,11 @@ fn start(engine: &Engine, run: &Run) -> String {
 
 fn members(engine: &Engine) {
     let mut sandbox = Run::new(&id("pod"), &["sleep", "1000"]);
-    sandbox.annotations = vec!["io.kubernetes.cri.container-type=sandbox".into()];
+    // A pod that nothing is known of begins with the default, which would be enough.
+    sandbox.annotations = vec![
+        "io.kubernetes.cri.container-type=sandbox".into(),
+        format!("io.kubernetes.cri.sandbox-memory={}", 16 << 20),
+    ];
     let pod = start(engine, &sandbox);
     let before = ps_mib(&pod);
 

@@ -114,6 +114,12 @@ pub enum Action {
         /// MiB, rounded up to a multiple of 2.
         mib: u32,
     },
+    /// Asks for one [`Event::FreeReported`] when the guest has reported so much free memory since its start
+    /// (VIRTIO_BALLOON_F_PAGE_REPORTING), counting again what it reports again.
+    AwaitReports {
+        /// MiB.
+        mib: u32,
+    },
     /// Stops all CPUs between two instructions. The guest's clocks go on. A paused VM serves requests, and its devices serve
     /// the host.
     Pause,
@@ -197,6 +203,8 @@ pub enum Event {
         /// MiB.
         mib: u32,
     },
+    /// The guest has reported as much free memory as the last [`Action::AwaitReports`] said.
+    FreeReported,
     /// The VM has ended. Always the last message.
     Exited {
         /// Why.

@@ -58,6 +58,9 @@ pub(crate) trait Memory: Send {
 pub(crate) trait Balloon: Send {
     /// Sets how much memory the guest is to give up.
     fn set_target(&mut self, mib: u32);
+
+    /// Calls `tell`, once, when the guest has reported so much free memory since its start.
+    fn await_reports(&mut self, mib: u32, tell: Box<dyn FnOnce() + Send>);
 }
 
 /// The device for host directories, as the owner reaches it.
@@ -113,6 +116,10 @@ pub(crate) fn to_mib(bytes: u64) -> u32 {
 impl Balloon for devices::balloon::Balloon {
     fn set_target(&mut self, mib: u32) {
         devices::balloon::Balloon::set_target(self, mib);
+    }
+
+    fn await_reports(&mut self, mib: u32, tell: Box<dyn FnOnce() + Send>) {
+        devices::balloon::Balloon::await_reports(self, u64::from(mib) << 20, tell);
     }
 }
 
@@ -342,6 +349,14 @@ impl Control {
                 let balloon =
                     self.handles.balloon.as_ref().ok_or("can't set the balloon: this VM has none")?;
                 crate::lock(balloon).set_target(mib);
+                Ok(Done::Ok)
+            }
+            Action::AwaitReports { mib } => {
+                let balloon =
+                    self.handles.balloon.as_ref().ok_or("can't await reports: this VM has no balloon")?;
+                let outbox = self.outbox.clone();
+                let tell = move || outbox.post(FromVmm::Event(Event::FreeReported));
+                crate::lock(balloon).await_reports(mib, Box::new(tell));
                 Ok(Done::Ok)
             }
             Action::AttachFs => {

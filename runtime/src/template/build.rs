@@ -73,7 +73,13 @@ async fn make(
     let (vm, ready) = Vm::boot(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
     let agent = pod::agent_of(&vm, ready, &timeline).await?;
     // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
-    agent.prepare_template().await.map_err(pod::PodError::from)?;
+    let free = agent.prepare_template().await.map_err(pod::PodError::from)?;
+    // The first time that a kernel reports a free block it visits all its pages' structs, some seconds after its boot: that
+    // would be 1.6 % of a copy's memory which it has for itself. The rest is in blocks too small to be reported.
+    let most = u32::try_from((free >> 20) * 3 / 4).unwrap_or(u32::MAX);
+    if let Err(error) = vm.free_reported(most).await {
+        tracing::warn!(error = %text::chain(&error), step = "wait for free memory; pods will take more than they need");
+    }
     vm.pause().await?;
     let [state, memory] = [create(building, STATE)?, create(building, MEMORY)?];
     let bytes = vm.snapshot(state.into(), memory.into()).await?;

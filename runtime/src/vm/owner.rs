@@ -28,13 +28,14 @@ const MAX_MARKS: usize = 32;
 /// Most characters taken of a text that the VMM or guest wrote.
 const MAX_TEXT: usize = 512;
 
-/// Who waits for the agent's connection, who serves those to sockets of the host, and where the VMM's marks and the
-/// guest's memory in MiB are noted.
+/// Who waits for the agent's connection, who serves those to sockets of the host, and where the VMM's marks, the guest's
+/// memory in MiB, and that it has reported what is free are noted.
 #[derive(Debug)]
 pub(super) struct Expected {
     agent: Option<oneshot::Sender<UnixStream>>,
     sockets: Arc<Sockets>,
     memory: watch::Sender<u32>,
+    reports: watch::Sender<bool>,
     timeline: Timeline,
 }
 
@@ -43,9 +44,10 @@ impl Expected {
         agent: oneshot::Sender<UnixStream>,
         sockets: Arc<Sockets>,
         memory: watch::Sender<u32>,
+        reports: watch::Sender<bool>,
         timeline: Timeline,
     ) -> Self {
-        Self { agent: Some(agent), sockets, memory, timeline }
+        Self { agent: Some(agent), sockets, memory, reports, timeline }
     }
 }
 
@@ -207,6 +209,7 @@ impl Owner {
             }
             Event::GuestConnected { .. } => {}
             Event::MemoryReached { mib } => drop(self.expected.memory.send_replace(mib)),
+            Event::FreeReported => drop(self.expected.reports.send_replace(true)),
             // The VMM's last words: it has nothing left to do.
             Event::Exited { reason: ExitReason::GuestShutdown } if self.expected.agent.is_some() => {
                 self.end(ExitReason::GuestFailure("it reset itself before its agent was ready".into()));

@@ -77,6 +77,11 @@ impl Balloon for Fake {
     fn set_target(&mut self, mib: u32) {
         self.mib = mib;
     }
+
+    fn await_reports(&mut self, mib: u32, tell: Box<dyn FnOnce() + Send>) {
+        self.mib = mib;
+        tell();
+    }
 }
 
 /// An owner, and a VMM's control socket that is served on this thread whenever the owner waits.

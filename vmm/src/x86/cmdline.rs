@@ -12,8 +12,10 @@ use super::layout::{CMDLINE_SIZE, RAMOOPS, RAMOOPS_RECORD, VIRTIO_IRQS, VIRTIO_S
 /// - `tsc=reliable`: no watchdog that wakes an idle guest twice a second.
 /// - `swiotlb=noforce`: no device bounces, so no 64 MiB for bounce buffers.
 /// - `dummy.numdummies=0`: no interface that nobody has asked for.
-const BASE: &str =
-    "reboot=k panic=-1 maxcpus=1 noreplace-smp tsc=reliable swiotlb=noforce dummy.numdummies=0";
+/// - `dhash_entries, ihash_entries`: the tables of names and inodes are as large as is good for a container or a few. Each
+///   bucket that is used is a page of its own in a large table, that no two VMs share.
+const BASE: &str = "reboot=k panic=-1 maxcpus=1 noreplace-smp tsc=reliable swiotlb=noforce dummy.numdummies=0 \
+                    dhash_entries=8192 ihash_entries=4096";
 
 /// The command line could not be made.
 #[derive(Debug, thiserror::Error)]

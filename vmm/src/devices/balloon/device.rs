@@ -35,6 +35,18 @@ const MAX_RANGES: usize = 128;
 /// Pages per MiB.
 const MIB: u32 = (1 << 20) / PAGE as u32;
 
+/// Somebody who is to be told when the guest has reported enough.
+struct Awaiting {
+    bytes: u64,
+    tell: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Awaiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Awaiting").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
 /// The balloon. The driver hands over pages until it holds as many as the target says, takes them back when the target
 /// falls or the guest runs out of memory, and reports pages that are free on its own. Either way their memory returns to
 /// the host and reads as zeroes when the guest next touches it.
@@ -45,6 +57,9 @@ pub struct Balloon {
     pub(super) target: u32,
     /// Pages it says it has handed over.
     pub(super) actual: [u8; 4],
+    /// Bytes that the driver has reported free, those that it reported again too.
+    reported: u64,
+    awaiting: Option<Awaiting>,
     queues: Queues,
     interrupt: Option<Interrupt>,
 }
@@ -57,6 +72,8 @@ impl Balloon {
             backing: Backing::of(&mem.memory())?,
             target: 0,
             actual: [0; 4],
+            reported: 0,
+            awaiting: None,
             queues: Queues::new(QUEUE_SIZES.len())?,
             interrupt: None,
         })
@@ -67,6 +84,18 @@ impl Balloon {
         self.target = mib.saturating_mul(MIB);
         if let Some(interrupt) = &self.interrupt {
             interrupt.config_changed();
+        }
+    }
+
+    /// Calls `tell` when the driver has reported so many bytes free since the VM's start, in place of who waited before.
+    pub fn await_reports(&mut self, bytes: u64, tell: Box<dyn FnOnce() + Send>) {
+        self.awaiting = Some(Awaiting { bytes, tell });
+        self.tell_of_reports();
+    }
+
+    fn tell_of_reports(&mut self) {
+        if let Some(awaiting) = self.awaiting.take_if(|awaiting| awaiting.bytes <= self.reported) {
+            (awaiting.tell)();
         }
     }
 
@@ -91,7 +120,13 @@ fn inflate<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> 
 }
 
 /// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).
-fn report<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+/// Adds its bytes to `reported`.
+fn report<'m>(
+    backing: Backing,
+    mem: &'m GuestMemoryMmap,
+    chain: Chain<'m>,
+    reported: &mut u64,
+) -> Result<Served, Violation> {
     let mut pages = 0;
     let mut ranges = 0;
     for buffer in chain.writable() {
@@ -100,6 +135,7 @@ fn report<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> R
         }
         ranges += 1;
         pages += u64::from(buffer.len()) / PAGE;
+        *reported = reported.saturating_add(buffer.len().into());
         backing.discard(mem, buffer.addr(), buffer.len().into());
     }
     Ok(Served { written: 0, work: work(ranges, pages) })
@@ -170,11 +206,13 @@ impl MutEventSubscriber for Balloon {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         let backing = self.backing;
+        let reported = &mut self.reported;
         self.queues.process(&events, |index, mem, chain| match index {
             INFLATE => inflate(backing, mem, chain),
-            REPORT => report(backing, mem, chain),
+            REPORT => report(backing, mem, chain, reported),
             // Deflated pages are the guest's again once it touches them: there is nothing to do.
             _ => Ok(Served::default()),
         });
+        self.tell_of_reports();
     }
 }

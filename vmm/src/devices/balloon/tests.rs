@@ -44,6 +44,25 @@ fn read_u32(balloon: &Balloon, offset: u64) -> u32 {
 }
 
 #[test]
+fn who_waits_for_reports_is_told_once_enough_has_come() {
+    let mut driver = active();
+    let (sender, told) = std::sync::mpsc::channel();
+    let tell = |number: u32| {
+        let sender = sender.clone();
+        Box::new(move || sender.send(number).unwrap())
+    };
+    driver.device().await_reports(2 * PAGE as u64, tell(1));
+    for _ in 0..2 {
+        assert!(told.try_recv().is_err());
+        driver.push_chain(2, &[(PAGES, PAGE as u32, WRITE)]);
+        driver.kick(2);
+    }
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [1]);
+    driver.device().await_reports(PAGE as u64, tell(2));
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [2], "what has come before counts");
+}
+
+#[test]
 fn inflated_pages_return_to_the_host() {
     let mut driver = active();
     let pages = [PAGES + 0x3000, PAGES + 0x1000, PAGES + 0x2000, PAGES + 0x7000];
