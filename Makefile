@@ -96,7 +96,7 @@ shimtest: build ## containerd's conformance suite for shims, in the test host; w
 	@cp build/results/shimtest/page.md docs/conformance-shim.md
 
 containerd-client: build ## The tests of containerd's client, in the test host; writes docs/conformance-client.md
-	@tests/run containerd-client
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-4800} tests/run containerd-client
 	@cp build/results/containerd-client/page.md docs/conformance-client.md
 
 critest: build ## Kubernetes' conformance suite for the CRI, in the test host; writes docs/conformance.md
