@@ -52,8 +52,15 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 6] =
-    [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
+const WITH_CTR: [&[Case]; 7] = [
+    pods::CTR_CASES,
+    network::CASES,
+    resources::CASES,
+    volumes::CASES,
+    mirrors::CASES,
+    bad_input::CASES,
+    budget::CASES,
+];
 const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 
 /// Minutes long, and run with the other engine or in another way by the rest: `make e2e` runs them, `make test` lists them as
