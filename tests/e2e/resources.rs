@@ -10,6 +10,7 @@ use monohull_tests::leaks::processes;
 
 use crate::Case;
 use crate::containers::id;
+use crate::failures::shim_of;
 
 pub(crate) const CASES: &[Case] = &[
     ("a_vms_memory_is_its_containers_limit_and_the_overhead", memory),
@@ -169,7 +170,7 @@ fn host_oom(engine: &Engine, whole: bool) {
     };
     let mut events = engine.ctr(&["events"]).stdout(Stdio::piped()).spawn().expect("ctr events");
     let pod = start(engine, &run);
-    let cgroup = cgroup_named(&pod);
+    let (cgroup, shim) = (cgroup_named(&pod), shim_of("default", &pod).pid());
     assert_eq!(cgroup.parent(), Some(parent.as_path()));
     fs::write(cgroup.join("memory.oom.group"), u8::from(whole).to_string()).expect("kill all or one");
 
@@ -188,6 +189,8 @@ fn host_oom(engine: &Engine, whole: bool) {
     let _ = events.wait();
     assert!(told[0].contains("/tasks/oom"), "{told:?}");
     assert!(told[1].contains("137"), "{told:?}");
+    let lives = processes().into_iter().any(|(pid, _)| i32::try_from(pid) == Ok(shim));
+    assert_eq!(lives, !whole);
     engine.remove(&name);
     assert!(fs::remove_dir(&parent).is_ok(), "nothing is left in {}", parent.display());
 }
