@@ -108,8 +108,9 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)
 
-matrix: build build-tests ## A few of the end-to-end tests with containerd 1.6 to 2.3
+matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix
+	@cp build/results/matrix/page.md docs/conformance-releases.md
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench
