@@ -73,7 +73,8 @@ pub(crate) fn delete(args: &Args) -> Result<(), DeleteError> {
         warn(&chain(&e));
         None
     });
-    let pod = bundle::pod_id(spec.as_ref(), &args.id).unwrap_or_else(|_| args.id.clone());
+    let named = || bundle::pod_id(spec.as_ref(), &args.id).unwrap_or_else(|_| args.id.clone());
+    let pod = bundle::joined_pod(&bundle).unwrap_or_else(named);
     let remains = Remains { args, bundle, spec, pod };
 
     let runtime = tokio::runtime::Builder::new_current_thread()
