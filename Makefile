@@ -98,7 +98,7 @@ shimtest: build ## containerd's conformance suite for shims, in the test host; w
 	@cp build/results/shimtest/page.md docs/conformance-shim.md
 
 containerd-client: build ## The tests of containerd's client, in the test host; writes docs/conformance-client.md
-	@tests/run containerd-client
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-4800} tests/run containerd-client
 	@cp build/results/containerd-client/page.md docs/conformance-client.md
 
 critest: build ## Kubernetes' conformance suite for the CRI, in the test host; writes docs/conformance.md
@@ -110,8 +110,9 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)
 
-matrix: build build-tests ## A few of the end-to-end tests with containerd 1.6 to 2.3
+matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix
+	@cp build/results/matrix/page.md docs/conformance-releases.md
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

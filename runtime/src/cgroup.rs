@@ -124,6 +124,14 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether the host's OOM killer has killed a process in it.
+    pub fn has_oom_kills(&self) -> bool {
+        let kills = |hierarchy: &Hierarchy| {
+            kills(&fs::read_to_string(hierarchy.oom_counter(&self.path)).ok()?).filter(|kills| *kills > 0)
+        };
+        self.hierarchies.iter().any(|hierarchy| kills(hierarchy).is_some())
+    }
+
     fn error(&self, what: &'static str, hierarchy: &Hierarchy, source: io::Error) -> CgroupError {
         CgroupError::Io { what, path: hierarchy.join(&self.path), source }
     }
@@ -146,6 +154,11 @@ impl Entered {
 impl Hierarchy {
     fn join(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The file in which a cgroup's OOM kills are counted.
+    fn oom_counter(&self, path: &Path) -> PathBuf {
+        self.join(path).join(if self.unified { "memory.events" } else { "memory.oom_control" })
     }
 
     /// Makes a cgroup and all above it.
@@ -303,8 +316,7 @@ impl OomCounter {
         let memory = |hierarchy: &&Hierarchy| hierarchy.controllers.split(',').any(|name| name == "memory");
         let hierarchy =
             hierarchies.iter().find(memory).or(hierarchies.iter().find(|hierarchy| hierarchy.unified))?;
-        let name = if hierarchy.unified { "memory.events" } else { "memory.oom_control" };
-        let file = hierarchy.join(hierarchy.path_of(&text)?).join(name);
+        let file = hierarchy.oom_counter(hierarchy.path_of(&text)?);
         let before = kills(&fs::read_to_string(&file).ok()?)?;
         Some(Self { file, before })
     }

@@ -130,7 +130,12 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     let request = Request::parse(&read_stdin()?, args, env::var(TTRPC_ADDRESS).unwrap_or_default());
     let bundle = env::current_dir().map_err(StartError::io("find the bundle"))?;
     let spec = bundle::read_spec(&bundle)?;
-    let pod = bundle::pod_id(spec.as_ref(), &args.id)?;
+    let mut pod = bundle::pod_id(spec.as_ref(), &args.id)?;
+    if pod == args.id
+        && let Some(joined) = bundle::join_pod(&bundle, spec.as_ref())?
+    {
+        pod = joined;
+    }
 
     let socket = address::socket_path(&request.socket_dir, &request.grpc_address, &args.namespace, &pod);
     let address = if pod == args.id {

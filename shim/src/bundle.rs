@@ -8,6 +8,7 @@ use monohull_runtime::cgroup::{Cgroup, CgroupError};
 use oci_spec::runtime as oci;
 
 use crate::args::is_identifier;
+use crate::namespaces;
 
 /// The shim's address, for containerd 1.x and CRI-O after their restart, and for [`crate::delete`].
 pub(crate) const ADDRESS: &str = "address";
@@ -19,6 +20,8 @@ pub(crate) const HOOKS_PENDING: &str = "monohull.hooks";
 pub(crate) const POD_LINK: &str = "monohull.pod";
 /// The CRI's name for the parent of the pod's cgroup, in the bundle of a sandbox whose configuration does not tell.
 const CGROUP_PARENT: &str = "monohull.cgroup-parent";
+/// The id of a pod that the container has joined without an annotation.
+const JOINED: &str = "monohull.joined";
 /// CRI-O reads `OOMKilled` from the presence of this file.
 pub(crate) const OOM: &str = "oom";
 
@@ -68,6 +71,31 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Option<oci::Spec>, BundleError>
 pub(crate) fn pod_id(spec: Option<&oci::Spec>, id: &str) -> Result<String, BundleError> {
     let pod = annotation(spec, SANDBOX_ID).unwrap_or(id);
     if is_identifier(pod) { Ok(pod.to_owned()) } else { Err(BundleError::PodId(pod.to_owned())) }
+}
+
+/// Which pod a container of `bundle` has joined, if its annotations name none, because it shares the processes of one of the
+/// pod's containers (`nerdctl run --pid container:NAME`): that container's pid is the pod's shim or a thread of it, and the shim's
+/// working directory is the bundle of the pod's first container.
+pub(crate) fn join_pod(bundle: &Path, spec: Option<&oci::Spec>) -> Result<Option<String>, BundleError> {
+    let Some(pod) = spec.and_then(namespaces::pids_target).and_then(|pid| pod_of(pid, bundle)) else {
+        return Ok(None);
+    };
+    write(bundle, JOINED, &pod)?;
+    Ok(Some(pod))
+}
+
+/// The pod that [`join_pod`] has found.
+pub(crate) fn joined_pod(bundle: &Path) -> Option<String> {
+    fs::read_to_string(bundle.join(JOINED)).ok()
+}
+
+fn pod_of(pid: u32, bundle: &Path) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let shim = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim();
+    let first = fs::read_link(format!("/proc/{shim}/cwd")).ok()?;
+    // One engine's bundles of one namespace are in one directory.
+    let pod = first.strip_prefix(bundle.parent()?).ok()?.to_str()?;
+    is_identifier(pod).then(|| pod.to_owned())
 }
 
 /// Whether the bundle is a sandbox's, which other containers may have joined: a Kubernetes one's, or one without
@@ -151,6 +179,24 @@ mod tests {
         note_cgroup(dir.path(), "kubepods-pod1.slice").unwrap();
         let noted = noted_cgroup(dir.path(), "p1").unwrap().unwrap();
         assert_eq!(noted, Cgroup::of_pod("kubepods-pod1.slice", "p1").unwrap());
+    }
+
+    #[test]
+    fn a_pod_is_joined_by_the_pid_of_any_of_its_shims_threads() {
+        // Stands for a shim in its bundle.
+        let shims = std::env::current_dir().unwrap();
+        let ours = tempfile::tempdir_in(shims.parent().unwrap()).unwrap();
+        let spec = |pid: i32| -> oci::Spec {
+            serde_json::from_value(serde_json::json!({"ociVersion": "1.2.0", "linux": {
+                "namespaces": [{"type": "pid", "path": format!("/proc/{pid}/ns/pid")}]}}))
+            .unwrap()
+        };
+        let join = |spec: &oci::Spec| join_pod(ours.path(), Some(spec)).unwrap();
+        let expected = shims.file_name().and_then(|name| name.to_str());
+        assert_eq!(join(&spec(nix::unistd::gettid().as_raw())).as_deref(), expected);
+        assert_eq!(joined_pod(ours.path()).as_deref(), expected);
+        assert_eq!(join(&spec(1)), None, "a process of the host");
+        assert_eq!(join(&oci::Spec::default()), None);
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Runs the hooks that precede a container. `pid` is a process in the pod's network namespace.
+    /// Runs the hooks that precede a container. `pid` is a process in the pod's network namespace; not a mere thread, which
+    /// ps and the like don't find.
     pub(crate) async fn run_create_hooks(
         &self,
         pid: u32,

@@ -4,17 +4,17 @@
 //! All mounts, interfaces and other kernel objects of a pod belong to its shim's namespaces or to descriptors of its
 //! processes and have gone with them; what remains is the VMM's process, files, and what hooks have set up.
 
-use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use std::{env, fs};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::TaskClient;
 use monohull_runtime::cgroup::Cgroup;
 use monohull_runtime::settings::Settings;
-use monohull_runtime::state;
+use monohull_runtime::state::{self, PodState};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime as oci;
 use protobuf::Message;
@@ -26,10 +26,11 @@ use ttrpc::context;
 
 use crate::address;
 use crate::args::Args;
+use crate::bootstrap::TTRPC_ADDRESS;
 use crate::bundle;
 use crate::container::Origin;
 use crate::error::chain;
-use crate::events::timestamp;
+use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::namespaces;
 
@@ -39,8 +40,10 @@ const KILLED: u32 = 137;
 const LIVE_SHIM: Duration = Duration::from_secs(3);
 /// … or to finish its own end …
 const ENDING_SHIM_MS: u16 = 2500;
-/// … and hooks get so much.
+/// … and hooks get so much …
 const HOOKS: Duration = Duration::from_millis(1500);
+/// … and containerd, to take an event.
+const EVENTS: Duration = Duration::from_millis(500);
 
 /// Why the answer could not be given. What can't be cleaned up is only reported: containerd deletes the container
 /// whatever we say.
@@ -70,7 +73,8 @@ pub(crate) fn delete(args: &Args) -> Result<(), DeleteError> {
         warn(&chain(&e));
         None
     });
-    let pod = bundle::pod_id(spec.as_ref(), &args.id).unwrap_or_else(|_| args.id.clone());
+    let named = || bundle::pod_id(spec.as_ref(), &args.id).unwrap_or_else(|_| args.id.clone());
+    let pod = bundle::joined_pod(&bundle).unwrap_or_else(named);
     let remains = Remains { args, bundle, spec, pod };
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,7 +110,7 @@ impl Remains<'_> {
             self.delete_from_living_shim(socket).await;
         }
         if self.pod == self.args.id {
-            self.delete_pod(socket);
+            self.delete_pod(socket).await;
         }
         self.run_owed_hooks().await;
     }
@@ -124,7 +128,7 @@ impl Remains<'_> {
     }
 
     /// Removes the pod of a shim that is dead, or just ending after a Shutdown request.
-    fn delete_pod(&self, socket: &Path) {
+    async fn delete_pod(&self, socket: &Path) {
         let dir = match self.pod_dir() {
             Ok(dir) => dir,
             Err(text) => return warn(&text),
@@ -132,19 +136,41 @@ impl Remains<'_> {
         if let Err(error) = self.await_shim() {
             return warn(&format!("the pod's shim does not end: {error}"));
         }
+        let cgroups = self.cgroups();
+        if cgroups.iter().any(Cgroup::has_oom_kills) {
+            self.report_oom(&dir).await;
+        }
         if let Err(error) = state::cleanup(&dir) {
             warn(&chain(&error));
         }
-        let cgroups =
-            [bundle::cgroup(self.spec.as_ref(), &self.pod), bundle::noted_cgroup(&self.bundle, &self.pod)];
-        for cgroup in cgroups {
-            match cgroup.map(|cgroup| cgroup.as_ref().map(Cgroup::remove)) {
-                Ok(Some(Err(error))) | Err(error) => warn(&chain(&error)),
-                Ok(_) => {}
-            }
+        for error in cgroups.iter().filter_map(|cgroup| cgroup.remove().err()) {
+            warn(&chain(&error));
         }
         if !socket.as_os_str().is_empty() && !address::is_served(socket) {
             let _ = fs::remove_file(socket);
+        }
+    }
+
+    /// The pod's cgroups on the host: the one that its configuration names, and the one that the kubelet has named.
+    fn cgroups(&self) -> Vec<Cgroup> {
+        let named =
+            [bundle::cgroup(self.spec.as_ref(), &self.pod), bundle::noted_cgroup(&self.bundle, &self.pod)];
+        let known = named
+            .into_iter()
+            .filter_map(|cgroup| cgroup.map_err(|error| warn(&chain(&error))).ok().flatten());
+        known.collect()
+    }
+
+    /// Tells the engine that the host had no memory left for the pod, which has cost the shim its life too: with
+    /// `memory.oom.group` the kernel kills a whole cgroup. containerd reports the exits after this.
+    async fn report_oom(&self, pod_dir: &Path) {
+        let containers = PodState::read(pod_dir).map(|state| state.containers).unwrap_or_default();
+        let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &self.args.namespace);
+        for container in containers {
+            events.publish_oom(&container.id, container.bundle.as_deref());
+        }
+        if timeout(EVENTS, events.flush()).await.is_err() {
+            warn("containerd does not take events in time");
         }
     }
 

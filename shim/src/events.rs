@@ -3,11 +3,15 @@
 //! Requests put events into a bounded queue and go on; one task forwards them in that order. While containerd is away
 //! they wait for its return; one that it does not take is given up after a few times.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::EventsClient;
+use containerd_shim_protos::topics;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -20,6 +24,7 @@ use ttrpc::context;
 
 use crate::address;
 use crate::appearance::Appearance;
+use crate::bundle;
 use crate::error::chain;
 
 /// As many as containerd's own publisher keeps (containerd `pkg/shim/publisher.go`).
@@ -73,6 +78,16 @@ impl Publisher {
         if queue.try_send(Item::Event(Box::new(envelope))).is_err() {
             tracing::error!(topic, "event is lost: containerd has not taken the {QUEUE} before it");
         }
+    }
+
+    /// Says that the OOM killer has killed a process of a container.
+    pub(crate) fn publish_oom(&self, container: &str, bundle: Option<&Path>) {
+        // CRI-O has no events: it looks for this file.
+        if let Some(bundle) = bundle {
+            let _ = fs::write(bundle.join(bundle::OOM), "");
+        }
+        let event = TaskOOM { container_id: container.to_owned(), ..Default::default() };
+        self.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
     }
 
     /// Waits until all that was queued is sent or given up.
@@ -177,7 +192,6 @@ async fn connect(address: &str) -> Result<EventsClient, ttrpc::Error> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::path::Path;
     use std::sync::Arc;
 
     use async_trait::async_trait;

@@ -86,6 +86,14 @@ pub(crate) fn joins_pids_of(spec: &oci::Spec, pid: u32) -> bool {
     })
 }
 
+/// The host process or thread whose PID namespace the container is to join.
+pub(crate) fn pids_target(spec: &oci::Spec) -> Option<u32> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let entry = namespaces.iter().find(|entry| entry.typ() == oci::LinuxNamespaceType::Pid)?;
+    let path = entry.path().as_ref()?.to_str()?;
+    path.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?.parse().ok()
+}
+
 /// Makes the container join the PID namespace of another process than it was to.
 pub(crate) fn join_pids_of(spec: &mut oci::Spec, pid: u32) {
     let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());

@@ -244,9 +244,9 @@ impl<G: Guest> PodTasks<G> {
         };
         let created = if is_pod {
             let settings = options::settings(&request.options)?;
-            self.create_pod(settings, &origin, pid, config).await
+            self.create_pod(settings, &origin, config).await
         } else {
-            self.create_member(&origin, pid, config).await
+            self.create_member(&origin, config).await
         };
         let guest = match created {
             Ok(guest) => guest,
@@ -286,7 +286,6 @@ impl<G: Guest> PodTasks<G> {
         self: &Arc<Self>,
         settings: Settings,
         origin: &Origin,
-        pid: u32,
         container: ContainerConfig,
     ) -> Result<G::Process, TaskError> {
         if !matches!(*self.vm_slot(), Vm::Absent) {
@@ -302,7 +301,7 @@ impl<G: Guest> PodTasks<G> {
             // Hooks need the pod's namespaces, not its VM; the container needs what they do.
             let outside = self.outside()?;
             let hooks = async {
-                let run = origin.run_create_hooks(pid, outside).await;
+                let run = origin.run_create_hooks(self.info.pid, outside).await;
                 self.info.timeline.mark("hooks run");
                 run
             };
@@ -351,11 +350,10 @@ impl<G: Guest> PodTasks<G> {
     async fn create_member(
         &self,
         origin: &Origin,
-        pid: u32,
         container: ContainerConfig,
     ) -> Result<G::Process, TaskError> {
         let vm = self.vm()?;
-        origin.run_create_hooks(pid, self.outside()?).await?;
+        origin.run_create_hooks(self.info.pid, self.outside()?).await?;
         Ok(vm.create_container(container).await?)
     }
 

@@ -16,12 +16,13 @@ use monohull_tests::leaks::Census;
 use crate::containers::id;
 use crate::failures::vmm_of;
 use crate::leaks::assert_nothing_beyond;
-use crate::{Case, Group, sandbox};
+use crate::{Case, Group, pods, sandbox};
 
 /// The tests of the engine whose erofs snapshots have a writable layer in a directory.
 const CASES: &[Case] = &[
     ("erofs_layers_are_mounted_by_the_guest_and_by_nobody_on_the_host", erofs),
     ("many_erofs_layers_are_one_root", many_layers),
+    ("a_pod_of_20_containers_with_60_erofs_layers_starts", |engine| pods::crowd(engine, "erofs")),
     ("a_layer_is_one_file_of_the_vmm_however_many_containers_of_a_pod_have_it", shared_layer),
     ("a_privileged_container_cannot_write_to_its_image", hostile),
     ("blockfile_snapshots_are_written_by_the_guest", blockfile),
@@ -183,7 +184,7 @@ fn erofs(engine: &Engine) {
 }
 
 /// The test image with more layers on top of it: each adds a file, the last one also removes one.
-fn layered_image(engine: &Engine, layers: usize) -> String {
+pub(crate) fn layered_image(engine: &Engine, layers: usize) -> String {
     let tag = "docker.io/library/busybox:layers";
     let script = r#"
         cd "$(mktemp -d)"; tar xf "$IMAGE"; config=$(jq -r '.[0].Config' manifest.json)

@@ -52,13 +52,22 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 6] =
-    [network::CASES, resources::CASES, volumes::CASES, mirrors::CASES, bad_input::CASES, budget::CASES];
+const WITH_CTR: [&[Case]; 7] = [
+    pods::CTR_CASES,
+    network::CASES,
+    resources::CASES,
+    volumes::CASES,
+    mirrors::CASES,
+    bad_input::CASES,
+    budget::CASES,
+];
 const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 
 /// Minutes long, and run with the other engine or in another way by the rest: `make e2e` runs them, `make test` lists them as
 /// ignored.
-const LONG: [&str; 2] = [
+const LONG: [&str; 4] = [
+    "containerd-1.6+ctr::a_pod_of_20_containers_with_60_image_layers_starts",
+    "block::a_pod_of_20_containers_with_60_erofs_layers_starts",
     "containerd-2.3+nerdctl::50_runs_in_a_row_leave_nothing",
     "containerd-2.3+nerdctl::a_large_image_starts_without_being_read",
 ];

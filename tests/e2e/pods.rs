@@ -1,13 +1,18 @@
 //! Pods: containers that share one VM, and VMs that share nothing.
 
-use monohull_tests::engine::{Client, Engine, Run};
-use monohull_tests::leaks::processes;
+use monohull_tests::engine::{Client, Engine, IMAGE, MONOHULL, Run, finish};
+use monohull_tests::leaks::{Census, processes};
 
 use crate::Case;
+use crate::block::layered_image;
 use crate::containers::id;
+use crate::leaks::assert_nothing_beyond;
 
 pub(crate) const CASES: &[Case] =
     &[("two_containers_of_a_pod_share_one_vm", one_vm), ("two_pods_have_two_vms", two_vms)];
+
+pub(crate) const CTR_CASES: &[Case] =
+    &[("a_pod_of_20_containers_with_60_image_layers_starts", |engine| crowd(engine, "overlayfs"))];
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -50,4 +55,39 @@ fn two_vms(engine: &Engine) {
     let (first, second) = (read("vm"), read("vm"));
     assert!(!first.is_empty());
     assert_ne!(first, second);
+}
+
+/// A pod of 20 containers, all of one image with 60 layers.
+pub(crate) fn crowd(engine: &Engine, snapshotter: &str) {
+    // On top of the one that the test image has.
+    let image = layered_image(engine, 59);
+    let before = Census::take(&engine.bundles());
+    let running = vmms();
+    let pod = id("pod");
+    let start = |name: &str, image: &str, annotations: &[String]| {
+        let mut ctr = engine.ctr(&["run", "--detach", "--runtime", MONOHULL, "--snapshotter", snapshotter]);
+        for annotation in annotations {
+            ctr.args(["--annotation", annotation]);
+        }
+        let started = finish(ctr.args([image, name, "sleep", "1000"]));
+        assert_eq!(started.code(), 0, "{name}: {}{}", started.stderr, engine.log());
+    };
+    start(&pod, IMAGE, &["io.kubernetes.cri.container-type=sandbox".into()]);
+    let boot_id = engine.exec(&pod, &["cat", BOOT_ID]).text();
+    let members: Vec<String> = (0..20).map(|_| id("member")).collect();
+    for member in &members {
+        let of_pod = format!("io.kubernetes.cri.sandbox-id={pod}");
+        start(member, &image, &["io.kubernetes.cri.container-type=container".into(), of_pod]);
+    }
+    assert_eq!(vmms(), running + 1);
+    // The topmost layer hides a file of the second.
+    let script = format!("cat {BOOT_ID} /etc/top; ls /etc | grep -c layer-; echo $0 > /mine; cat /mine");
+    for member in &members {
+        let seen = engine.exec(member, &["sh", "-c", &script, member]);
+        assert_eq!(seen.text(), format!("{boot_id}59\n58\n{member}\n"), "{}", seen.stderr);
+    }
+    for name in members.iter().chain([&pod]) {
+        engine.remove(name);
+    }
+    assert_nothing_beyond(engine, &before);
 }

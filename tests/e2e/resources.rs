@@ -10,6 +10,7 @@ use monohull_tests::leaks::processes;
 
 use crate::Case;
 use crate::containers::id;
+use crate::failures::shim_of;
 
 pub(crate) const CASES: &[Case] = &[
     ("a_vms_memory_is_its_containers_limit_and_the_overhead", memory),
@@ -19,7 +20,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_pod_grows_with_its_members", members),
     ("shim_and_vmm_are_in_the_pods_cgroup_which_goes_with_them", cgroup),
     ("a_dead_shims_cgroup_is_removed", cgroup_after_crash),
-    ("a_vmm_killed_for_want_of_host_memory_is_reported_as_that", host_oom),
+    ("a_vmm_killed_for_want_of_host_memory_is_reported_as_that", |engine| host_oom(engine, false)),
+    ("a_pod_killed_whole_for_want_of_host_memory_is_reported_as_that", |engine| host_oom(engine, true)),
 ];
 
 /// Memory of a VM beyond its containers': what the guest's kernel does not keep for itself, at most.
@@ -160,7 +162,8 @@ fn cgroup_after_crash(engine: &Engine) {
     assert!(!cgroup.exists(), "{}", cgroup.display());
 }
 
-fn host_oom(engine: &Engine) {
+/// `whole`: the kernel kills all processes of the pod's cgroup at once, the shim too.
+fn host_oom(engine: &Engine, whole: bool) {
     let parent = Path::new("/sys/fs/cgroup").join(id("host-oom"));
     let name = id("oom");
     let mut run = Run::new(&name, &["sleep", "1000"]);
@@ -171,7 +174,9 @@ fn host_oom(engine: &Engine) {
     };
     let mut events = engine.ctr(&["events"]).stdout(Stdio::piped()).spawn().expect("ctr events");
     let pod = start(engine, &run);
-    assert_eq!(cgroup_named(&pod).parent(), Some(parent.as_path()));
+    let (cgroup, shim) = (cgroup_named(&pod), shim_of("default", &pod).pid());
+    assert_eq!(cgroup.parent(), Some(parent.as_path()));
+    fs::write(cgroup.join("memory.oom.group"), u8::from(whole).to_string()).expect("kill all or one");
 
     // The guest's memory is the host's when it is used. Were the limit below what is used already, the kernel would go on killing
     // while the VMM ends.
@@ -188,6 +193,8 @@ fn host_oom(engine: &Engine) {
     let _ = events.wait();
     assert!(told[0].contains("/tasks/oom"), "{told:?}");
     assert!(told[1].contains("137"), "{told:?}");
+    let lives = processes().into_iter().any(|(pid, _)| i32::try_from(pid) == Ok(shim));
+    assert_eq!(lives, !whole);
     engine.remove(&name);
     assert!(fs::remove_dir(&parent).is_ok(), "nothing is left in {}", parent.display());
 }

@@ -7,7 +7,7 @@ tools_size=2G
 payload_size=2G
 
 # emulator MODE IMAGE INITRAMFS DIR [ARG…]: becomes QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs,
-# payload.erofs and the FIFOs control.in and control.out, and receives console.log, output and results.
+# payload.erofs and the FIFOs control.in, control.out and heartbeat, and receives console.log, output and results.
 #
 # SVM is the only nested virtualization QEMU emulates. EPYC with nested paging, on q35, is what was found to
 # boot reliably and quickest (without nested paging a guest's boot takes four times as long).
@@ -37,5 +37,6 @@ emulator() {
         -chardev "file,id=output,path=$dir/output" -device virtserialport,chardev=output,name=output \
         -chardev "file,id=results,path=$dir/results" -device virtserialport,chardev=results,name=results \
         -device virtserialport,chardev=terminal,name=terminal \
+        -chardev "pipe,id=heartbeat,path=$dir/heartbeat" -device virtserialport,chardev=heartbeat,name=heartbeat \
         "$@"
 }

@@ -1,11 +1,17 @@
 //! The mounts that containerd 2.2 leaves to a runtime: `format/` fills in where earlier mounts are, `mkdir/` makes
 //! directories on them (containerd, docs/mounts.md).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rustix::io::Errno;
 
 use super::{HostTree, Mount, Planned, RootfsError, Storage, absolute, shared, tmpfs_upper};
 
 const MKDIR: &str = "X-containerd.mkdir.path=";
+/// An overlay's marks of a directory that hides what lower layers have in it, and of one that was another
+/// (Documentation/filesystems/overlayfs.rst).
+const MARKS: [&str; 2] = ["trusted.overlay.opaque", "trusted.overlay.redirect"];
 
 /// Whether a mount is an overlay with templates.
 pub(super) fn is_template(mount: &Mount) -> bool {
@@ -77,16 +83,47 @@ pub(super) fn overlay(
 }
 
 /// A directory on the host can't be the guest's upper layer: the kernel takes no file system for it that may change by
-/// itself. What it holds already becomes one more lower layer, in which the files that stand for deleted ones still do.
+/// itself. What it holds already becomes one more lower layer, in which the files that stand for deleted ones still do. Marks
+/// of directories don't: the pod's fs server may not read `trusted.` attributes.
 fn host_upper(upper: &Upper, base: &str) -> Result<Option<Storage<Planned>>, RootfsError> {
     let Some(path) = upper.upperdir.as_deref().map(absolute).transpose()? else { return Ok(None) };
-    match std::fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(None),
+    match fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => return Ok(None),
         // `mkdir/` would have made it.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Ok(false) => Ok(Some(shared(HostTree::Directory(path), true, format!("{base}/upper")))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(false) => {}
+        Err(e) => return Err(RootfsError::Open(path, e)),
+    }
+    match marked_directory(&path) {
+        Ok(None) => Ok(Some(shared(HostTree::Directory(path), true, format!("{base}/upper")))),
+        Ok(Some(marked)) => Err(RootfsError::unsupported(format!(
+            "{} replaces a directory of the image, which a guest can't see in an upper directory of the host: give the \
+             snapshotter a default_size",
+            marked.display()
+        ))),
         Err(e) => Err(RootfsError::Open(path, e)),
     }
+}
+
+/// The first directory below `tree` that has one of the [`MARKS`].
+fn marked_directory(tree: &Path) -> io::Result<Option<PathBuf>> {
+    let mut unread = vec![tree.to_owned()];
+    while let Some(directory) = unread.pop() {
+        for mark in MARKS {
+            match rustix::fs::lgetxattr(&directory, mark, &mut [0_u8; 0]) {
+                Ok(_) => return Ok(Some(directory)),
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                unread.push(entry.path());
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a guest path is on a writable one of the mounts.

@@ -153,6 +153,23 @@ fn what_an_upper_directory_of_the_host_holds_is_not_lost() {
     assert_eq!(storages[2..], upper("/g/upper:/g/layers/0"));
 }
 
+/// Only root may make the mark.
+#[test]
+fn a_directory_that_replaces_one_of_the_image_is_refused_in_an_upper_directory_of_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let replaced = dir.path().join("etc/replaced");
+    fs::create_dir_all(&replaced).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&replaced, "trusted.overlay.opaque", b"y", flags).unwrap();
+    let upperdir = format!("upperdir={}", dir.path().display());
+    let planned = plan_of(&[
+        mount("erofs", "/1", &["ro"]),
+        mount("format/overlay", "overlay", &["workdir=/w", &upperdir, "lowerdir={{ mount 0 }}"]),
+    ]);
+    let message = planned.unwrap_err().to_string();
+    assert!(message.contains("etc/replaced replaces a directory of the image"), "{message}");
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_place_and_name() {
     let ok = mount("erofs", "/1", &["ro"]);

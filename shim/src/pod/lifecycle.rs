@@ -3,18 +3,16 @@
 //! containerd relies on the order of events: create, start, exit, delete; a process's start is announced before its
 //! exit, all execs' exits before their container's, and a kill for want of memory before the exit it caused.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart};
+use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
 use containerd_shim_protos::topics;
 use monohull_runtime::pod::PodError;
 use monohull_runtime::process::Exit;
 use tokio::sync::MutexGuard;
 
 use super::{Found, PodTasks};
-use crate::bundle;
 use crate::container::Container;
 use crate::error::{TaskError, chain};
 use crate::events::timestamp;
@@ -146,10 +144,7 @@ impl<G: Guest> PodTasks<G> {
         if !container.note_oom_kills(kills) {
             return;
         }
-        // CRI-O has no events: it looks for this file.
-        let _ = fs::write(container.origin.bundle.join(bundle::OOM), "");
-        let event = TaskOOM { container_id: container.origin.id.clone(), ..Default::default() };
-        self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+        self.events.publish_oom(&container.origin.id, Some(&container.origin.bundle));
         tracing::info!(container = container.origin.id, kills, "memory limit has killed");
     }
 

@@ -786,6 +786,18 @@ async fn hooks_run_before_the_container_and_after_it() {
     assert!(!t.dir.path().join("p1").join(bundle::HOOKS_PENDING).exists());
 }
 
+/// `ps --pid` and the like find processes, not their threads.
+#[tokio::test]
+async fn a_hook_is_told_the_pid_of_a_process() {
+    let t = Fixture::new().await;
+    let state = t.dir.path().join("state");
+    let script = format!("cat > {}", state.display());
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    t.create("p1", json!({"hooks": {"createRuntime": hook}})).await.unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
+    assert_eq!(state["pid"], t.pod.info.pid);
+}
+
 #[tokio::test]
 async fn a_failing_hook_refuses_the_container_and_is_cleaned_up_after() {
     let t = Fixture::new().await;
