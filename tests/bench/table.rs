@@ -74,7 +74,9 @@ pub(crate) fn compare(title: &str, what: &str, rows: Vec<Row>) {
         let [runc, monohull] = [runc, monohull].map(|values| Spread::of(values).median);
         // Small numbers are told apart by their first three digits.
         let cell = |value: f64| if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") };
-        table.row(&[name, cell(runc), cell(monohull), format!("{:.2}", monohull / runc)]);
+        let of_runc = monohull / runc;
+        let of_runc = if of_runc < 0.01 { format!("{of_runc:.4}") } else { format!("{of_runc:.2}") };
+        table.row(&[name, cell(runc), cell(monohull), of_runc]);
     }
     table.print(title);
 }
