@@ -32,10 +32,8 @@ kernel-cost: build build-tests ## Count the instructions from the start of a pod
 	@tests/run --icount bench instructions
 
 build: kernel ## Build Monohull into build/root, as it will be installed; debug symbols go to build/debug
-	@cargo build --profile $(PROFILE) --locked -p containerd-shim-monohull -p monohull-fs -p monohull-initramfs \
-		-p monohull-runtime -p monohull-vmm
-	@# Not relocatable: each container process would begin with 36,000 relocations, in pages that forks then do not share.
-	@cargo rustc --profile $(PROFILE) --locked -p monohull-agent --bin monohull-agent -- -Crelocation-model=static
+	@cargo build --profile $(PROFILE) --locked -p containerd-shim-monohull -p monohull-agent -p monohull-fs \
+		-p monohull-initramfs -p monohull-runtime -p monohull-vmm
 	@mkdir -p build/debug $(ROOT)/usr/local/bin $(ROOT)/usr/libexec/monohull $(ROOT)/usr/share/monohull
 	@tests/tools/strip $(RELEASE)/containerd-shim-monohull-v2 $(ROOT)/usr/local/bin
 	@tests/tools/strip $(RELEASE)/monohull $(ROOT)/usr/local/bin

@@ -19,7 +19,7 @@ use crate::process::{Launcher, Plan, Process, Replies};
 use crate::spec::{self, Place};
 use crate::stdio::Connections;
 use crate::storage::{Sources, Storages};
-use crate::{kmsg, paths, sandbox, stats};
+use crate::{home, kmsg, paths, sandbox, stats};
 
 /// What making and removing containers takes.
 #[derive(Debug)]
@@ -179,9 +179,10 @@ impl Container {
         let stdio = request.stdio.get_or_default();
         let devices = files.prepare(&environment.sources, request).await?;
         let place = Place { cgroup, pod_pids, terminal: stdio.terminal, devices: &devices };
-        let prepared = spec::prepare(&request.spec, place)?;
+        let mut prepared = spec::prepare(&request.spec, place)?;
         prepared.sysctls.iter().try_for_each(|(key, value)| sandbox::set_sysctl(key, value))?;
         make_working_directory(&prepared.spec, &files.directory);
+        home::complete_spec(&mut prepared.spec, &files.directory);
         spec::save(&prepared.spec, &files.directory.join("config.json"))?;
         let user = prepared.spec.process().as_ref().map_or(0, |process| process.user().uid());
         let action = Action::Create { bundle: files.directory.clone() };
@@ -280,6 +281,13 @@ impl Container {
         let stdio = request.stdio.get_or_default();
         let mut process = spec::prepare_process(&request.process, stdio.terminal)?;
         let privileges = Privileges::take(&mut process, self.seccomp.clone());
+        let root = PathBuf::from(format!("/proc/{}/root", self.init.pid()));
+        let completed = move || {
+            home::complete(&mut process, &root);
+            process
+        };
+        // Files of the container may be the host's, and that may be slow.
+        let process = tokio::task::spawn_blocking(completed).await.doing(|| "find HOME".into())?;
         let user = process.user().uid();
         let state = environment.launcher.state.join(&self.id);
         let path = state.join("process.json");

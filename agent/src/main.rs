@@ -14,6 +14,7 @@ mod forward;
 #[cfg(test)]
 mod guest_tests;
 mod helper;
+mod home;
 mod kmsg;
 mod mirror;
 mod mount;

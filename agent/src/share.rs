@@ -15,6 +15,9 @@ use crate::{kmsg, paths};
 const TAG: &str = "host";
 /// Where that is mounted: out of the containers' sight.
 const EXPORTS: &str = "/run/monohull/shared";
+/// KiB of a file that is read in turn which the guest asks for ahead: a few of its largest requests, so that the server is
+/// never idle.
+const READ_AHEAD_KIB: &str = "1024";
 /// Below it, the file systems in memory.
 const MEMORY: &str = "/run/monohull/memory";
 
@@ -40,6 +43,7 @@ impl Share {
             let target = mount_point(EXPORTS)?;
             mount::filesystem("virtiofs", TAG, &Options::default(), &target)?;
             exports.mounted = true;
+            read_ahead().unwrap_or_else(|error| kmsg::error(crate::error::chain(&error)));
         }
         let path = format!("{EXPORTS}/{name}");
         // An export is a mount of its own, made when its directory is opened as one.
@@ -72,6 +76,14 @@ impl Share {
         memory.insert(name.to_owned(), path);
         Ok(opened)
     }
+}
+
+/// Has the host's file system read ahead.
+fn read_ahead() -> Result<()> {
+    let device = rustix::fs::stat(EXPORTS).doing(|| format!("look at {EXPORTS}"))?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    std::fs::write(&setting, READ_AHEAD_KIB).doing(|| format!("write {setting}"))
 }
 
 fn mount_point(path: &str) -> Result<OwnedFd> {

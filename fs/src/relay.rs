@@ -18,7 +18,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::server::Server;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use crate::cache::{Cache, Exchange};
+use crate::cache::{Cache, Exchange, MOMENT};
 use crate::jail::Jail;
 
 type Memory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -123,18 +123,18 @@ impl Relay {
 }
 
 /// How the guest sees the files: as the host does at that moment. It may cache what it reads, but asks at every use
-/// whether that is still true.
+/// whether that is still true, if not [`Cache`] says otherwise.
 fn config(jail: Jail) -> Config {
     Config {
         entry_timeout: Duration::ZERO,
-        attr_timeout: Duration::ZERO,
+        attr_timeout: Duration::from_nanos(MOMENT.into()),
         cache_policy: CachePolicy::Auto,
         root_dir: "/".into(),
         xattr: true,
         proc_sfd_rawfd: Some(jail.descriptors),
         announce_submounts: true,
-        // Attributes that come with directory entries would be stale at once.
-        readdirplus: false,
+        // For roots. Of what else is listed so, the guest forgets the attributes at once.
+        readdirplus: true,
         killpriv_v2: true,
         guest_fd_limit: jail.files,
         ..Config::default()

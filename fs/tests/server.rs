@@ -29,6 +29,8 @@ const WRITE: u32 = 16;
 const SETXATTR: u32 = 21;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
+const OPENDIR: u32 = 27;
+const READDIRPLUS: u32 = 44;
 
 const ROOT: u64 = 1;
 const READ_WRITE: i32 = 2;
@@ -185,6 +187,19 @@ impl Client {
     }
 }
 
+/// The entries of a listing with attributes: name, node, and for how long the name may be believed.
+fn entries(listing: &[u8]) -> Vec<(String, u64, u64)> {
+    let (mut entries, mut rest) = (Vec::new(), listing);
+    while !rest.is_empty() {
+        let number = |at: usize| u64::from_le_bytes(rest[at..at + 8].try_into().unwrap());
+        let length = u32::from_le_bytes(rest[128 + 16..128 + 20].try_into().unwrap()) as usize;
+        let name = String::from_utf8(rest[128 + 24..128 + 24 + length].to_vec()).unwrap();
+        entries.push((name, number(0), number(16)));
+        rest = &rest[(128 + 24 + length).next_multiple_of(8)..];
+    }
+    entries
+}
+
 fn string(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
@@ -205,6 +220,29 @@ fn what_the_host_writes_the_guest_reads_and_the_other_way_round() {
         assert_eq!(client.read(a, handle, 240 << 10).unwrap(), large);
         assert_eq!(client.lookup(rw, "none"), Err(2));
         assert_eq!(client.ask(FORGET, a, &1_u64.to_le_bytes(), 0), Err(0), "no reply");
+    });
+}
+
+#[test]
+fn a_listing_of_a_root_brings_what_need_not_be_asked_for() {
+    with_server(|client| {
+        // Its name begins as that of a root.
+        let root = client.walk("rw").unwrap();
+        fs::create_dir(client.data("d")).unwrap();
+        fs::write(client.data("d/file"), "x").unwrap();
+        fs::write(client.data("d/other"), "y").unwrap();
+        let directory = client.lookup(root, "d").unwrap().0;
+        let opened = client.ask(OPENDIR, directory, &[0; 8], 16).unwrap();
+        let mut arguments = opened[..8].to_vec();
+        arguments.extend(0_u64.to_le_bytes());
+        arguments.extend(4096_u32.to_le_bytes());
+        arguments.extend([0; 20]);
+        let mut listed = entries(&client.ask(READDIRPLUS, directory, &arguments, 4096).unwrap());
+        listed.sort();
+        let names: Vec<&str> = listed.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(names, [".", "..", "file", "other"]);
+        assert!(listed[2..].iter().all(|(_, node, life)| *node != 0 && *life == 1), "{listed:?}");
+        assert_eq!(client.lookup(directory, "file").unwrap().0, listed[2].1);
     });
 }
 

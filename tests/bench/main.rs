@@ -5,10 +5,15 @@
 // A benchmark that can't measure ends with the reason.
 #![allow(clippy::panic)]
 
+mod exec;
+mod files;
+mod io;
 mod network;
+mod program;
+mod storage;
 mod table;
+mod vmm;
 
-use std::io;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -24,9 +29,12 @@ fn main() -> ExitCode {
         None => all(),
         Some("instructions") => instructions(),
         Some("fork") => vmm::forks(),
+        Some("exec") => Engine::start(Client::Ctr).and_then(|engine| exec::latency(&engine)),
+        Some("files") => files::many_small(),
+        Some("io") => io::throughput(),
         Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
-        Some(other) => Err(io::Error::other(format!(
-            "unknown argument {other}; usage: monohull-bench [fork|instructions|network]"
+        Some(other) => Err(std::io::Error::other(format!(
+            "unknown argument {other}; usage: monohull-bench [exec|files|fork|instructions|io|network]"
         ))),
     };
     match result {
@@ -38,18 +46,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn all() -> io::Result<()> {
+fn all() -> std::io::Result<()> {
     let engine = Engine::start(Client::Ctr)?;
     run_rm_true(&engine);
+    exec::latency(&engine)?;
     idle_pod(&engine)?;
     network::both_ways(&engine)?;
     drop(engine);
+    io::throughput()?;
+    files::many_small()?;
     vmm::exec_to_exit()?;
     vmm::forks()?;
     binaries()
 }
-
-mod vmm;
 
 /// `ctr run --rm true`, runc and Monohull in turn.
 fn run_rm_true(engine: &Engine) {
@@ -81,7 +90,7 @@ fn run_rm_true(engine: &Engine) {
 }
 
 /// The boot timeline and the memory of a pod that does nothing.
-fn idle_pod(engine: &Engine) -> io::Result<()> {
+fn idle_pod(engine: &Engine) -> std::io::Result<()> {
     for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL)] {
         let id = format!("bench-idle-{}", unique());
         let mut run = Run::new(&id, &["sleep", "1000"]);
@@ -108,16 +117,20 @@ fn idle_pod(engine: &Engine) -> io::Result<()> {
     Ok(())
 }
 
-fn timeline(pod: &str) -> io::Result<()> {
+fn timeline(pod: &str) -> std::io::Result<()> {
     println!("\n### Boot timeline of one pod\n");
     println!("```");
     let status = Command::new("monohull").args(["trace", pod]).stdin(Stdio::null()).status()?;
     println!("```");
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("`monohull trace {pod}` failed"))) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(std::io::Error::other(format!("`monohull trace {pod}` failed")))
+    }
 }
 
 /// Sizes of what is installed.
-fn binaries() -> io::Result<()> {
+fn binaries() -> std::io::Result<()> {
     let files = [
         "/usr/local/bin/containerd-shim-monohull-v2",
         "/usr/local/bin/monohull",
@@ -136,7 +149,7 @@ fn binaries() -> io::Result<()> {
 
 /// What a boot costs in instructions. Only where time *is* the number of instructions (`tests/run --icount`): there a
 /// millisecond of the timeline is a million of them, of host and guest together.
-fn instructions() -> io::Result<()> {
+fn instructions() -> std::io::Result<()> {
     let image = monohull_tests::engine::image();
     let mut last = None;
     // The second run finds everything in the page cache.
@@ -145,10 +158,10 @@ fn instructions() -> io::Result<()> {
             Command::new("monohull").args(["run", "--timeline", "--image", &image, "--", "true"]).output()?,
         );
     }
-    let output = last.ok_or_else(|| io::Error::other("nothing ran"))?;
+    let output = last.ok_or_else(|| std::io::Error::other("nothing ran"))?;
     let text = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() || !text.contains("agent ready") {
-        return Err(io::Error::other(format!("`monohull run` failed: {text}")));
+        return Err(std::io::Error::other(format!("`monohull run` failed: {text}")));
     }
     println!("\n### Boot of a pod: read ms as million instructions\n\n```\n{text}```");
     Ok(())

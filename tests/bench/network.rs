@@ -1,18 +1,15 @@
 //! The network of a container: throughput both ways, and round trips.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use monohull_tests::engine::{Engine, MONOHULL, RUNC, Run, finish, unique};
 use monohull_tests::network::Namespace;
 
+use crate::program::Program;
 use crate::table::Table;
 
 const IPERF: &str = "/usr/bin/iperf3";
-/// The dynamic linker that Debian's programs name.
-const LINKER: &str = "ld-linux-x86-64.so.2";
 const HOST: &str = "10.90.100.1";
 const CONTAINER: &str = "10.90.100.2";
 /// Of each direction.
@@ -21,8 +18,7 @@ const PINGS: &str = "100";
 
 /// Measures and prints.
 pub(crate) fn both_ways(engine: &Engine) -> io::Result<()> {
-    let tools = engine.scratch().join("iperf3");
-    copy_with_libraries(&tools)?;
+    let iperf = Program::copy(IPERF, engine.scratch())?;
     let mut table = Table::new(&[
         "veth (CNI's ptp), one TCP stream",
         "to the container, Mbit/s",
@@ -39,16 +35,12 @@ pub(crate) fn both_ways(engine: &Engine) -> io::Result<()> {
         let mut run = Run::new(&id, &["sleep", "1000"]);
         run.detach = true;
         runtime.clone_into(&mut run.runtime);
-        run.extra = vec![
-            "--with-ns".into(),
-            format!("network:{}", namespace.path().display()),
-            "--mount".into(),
-            format!("type=bind,src={},dst=/iperf,options=rbind:ro", tools.display()),
-        ];
+        run.extra = vec!["--with-ns".into(), format!("network:{}", namespace.path().display())];
+        run.extra.extend(iperf.mount());
         let output = engine.run(&run);
         assert!(output.status.success(), "{name}: {}", output.stderr);
-        let to = throughput(engine, &id, &["-R"])?;
-        let from = throughput(engine, &id, &[])?;
+        let to = throughput(engine, &id, &iperf, &["-R"])?;
+        let from = throughput(engine, &id, &iperf, &[])?;
         let round_trip = ping()?;
         table.row(&[name.to_owned(), format!("{to:.0}"), format!("{from:.0}"), format!("{round_trip:.3}")]);
         engine.remove(&id);
@@ -58,7 +50,7 @@ pub(crate) fn both_ways(engine: &Engine) -> io::Result<()> {
 }
 
 /// Mbit/s from the container, or with `-R` to it.
-fn throughput(engine: &Engine, id: &str, options: &[&str]) -> io::Result<f64> {
+fn throughput(engine: &Engine, id: &str, iperf: &Program, options: &[&str]) -> io::Result<f64> {
     let mut server = Command::new(IPERF);
     let mut server = server
         .args(["--server", "--one-off", "--forceflush"])
@@ -68,7 +60,8 @@ fn throughput(engine: &Engine, id: &str, options: &[&str]) -> io::Result<f64> {
     let stdout = server.stdout.take().ok_or_else(|| io::Error::other("iperf3 has no stdout"))?;
     let mut lines = BufReader::new(stdout).lines();
     lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening")));
-    let program = [&format!("/iperf/{LINKER}"), "--library-path", "/iperf", "/iperf/iperf3"];
+    let program = iperf.words();
+    let program: Vec<&str> = program.iter().map(String::as_str).collect();
     let arguments = ["--client", HOST, "--time", SECONDS, "--json"];
     let output = engine.exec(id, &[&program[..], &arguments[..], options].concat());
     // Its last lines go nowhere.
@@ -85,18 +78,4 @@ fn ping() -> io::Result<f64> {
     let text = output.text();
     let average = text.rsplit(" = ").next().and_then(|times| times.split('/').nth(1)?.parse().ok());
     average.ok_or_else(|| io::Error::other(format!("ping: {text}{}", output.stderr)))
-}
-
-/// The test image has no libraries: the program comes with its own.
-fn copy_with_libraries(to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
-    fs::copy(IPERF, to.join("iperf3"))?;
-    let output = finish(Command::new("ldd").arg(IPERF));
-    for path in output.text().split_whitespace().filter(|word| word.starts_with('/')) {
-        let path = Path::new(path);
-        if let Some(name) = path.file_name() {
-            fs::copy(path, to.join(name))?;
-        }
-    }
-    Ok(())
 }

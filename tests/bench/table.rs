@@ -1,5 +1,7 @@
 //! Tables and statistics for people.
 
+use monohull_tests::engine::RUNC;
+
 /// A table whose first column is text and whose others are right-aligned.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -43,6 +45,40 @@ impl Table {
             }
         }
     }
+}
+
+/// What was measured with both runtimes, in turn.
+#[derive(Debug)]
+pub(crate) struct Row {
+    name: String,
+    runc: Vec<f64>,
+    monohull: Vec<f64>,
+}
+
+impl Row {
+    pub(crate) fn new(name: String) -> Self {
+        Self { name, runc: Vec::new(), monohull: Vec::new() }
+    }
+
+    /// Adds a measurement with `runtime`.
+    pub(crate) fn add(&mut self, runtime: &str, value: f64) {
+        let of = if runtime == RUNC { &mut self.runc } else { &mut self.monohull };
+        of.push(value);
+    }
+}
+
+/// Prints the medians of both runtimes and what Monohull's is of runc's.
+pub(crate) fn compare(title: &str, what: &str, rows: Vec<Row>) {
+    let mut table = Table::new(&[what, "runc", "Monohull", "of runc's"]);
+    for Row { name, runc, monohull } in rows {
+        let [runc, monohull] = [runc, monohull].map(|values| Spread::of(values).median);
+        // Small numbers are told apart by their first three digits.
+        let cell = |value: f64| if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+        let of_runc = monohull / runc;
+        let of_runc = if of_runc < 0.01 { format!("{of_runc:.4}") } else { format!("{of_runc:.2}") };
+        table.row(&[name, cell(runc), cell(monohull), of_runc]);
+    }
+    table.print(title);
 }
 
 /// Smallest, middle and largest of some measurements.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{Event, FdRole, FromVmm, MAX_MEMORY_MIB, MEMORY_STEP_MIB, VmConfig};
 use crate::bus::Bus;
@@ -230,11 +231,14 @@ fn memory_device(
 fn connect(vm: &Vm, devices: &DeviceSet, memory: &GuestMemory) -> Result<Vec<MmioTransport>, BuildError> {
     let devices = devices.in_order();
     let mut transports = Vec::with_capacity(devices.len());
+    // KVM keeps what is behind it.
+    let nobody = EventFd::new(0).map_err(|error| BuildError::Device("acknowledgements", error))?;
     for ((index, irq), device) in (0u32..).zip(VIRTIO_IRQS).zip(devices) {
         let transport = MmioTransport::new(device.model.clone(), memory.clone())
             .map_err(|error| BuildError::Device("interrupt of a device", error))?;
         vm.connect_interrupt(transport.interrupt().event(), irq)?;
         vm.connect_kicks(&*crate::lock(&device.model), index)?;
+        vm.take_acknowledgements(&nobody, index)?;
         transports.push(transport);
     }
     Ok(transports)

@@ -8,11 +8,14 @@
 //!                                 server closes the last
 //!     in-container lock PATH      takes both kinds of lock of the file (fcntl(2), flock(2)), prints "locked" or "busy", and
 //!                                 keeps them until input ends
+//!     in-container files DIR N    makes N files of 4 KiB, lists them with their sizes, asks for each, reads them, removes them;
+//!                                 prints how many milliseconds each of these took
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,12 +31,16 @@ fn main() -> io::Result<()> {
         ["ping", path] => ping(path),
         ["hold", path, count] => hold(path, count.parse().map_err(io::Error::other)?),
         ["lock", path] => lock(path),
+        ["files", directory, count] => {
+            files(&Path::new(directory).join("files"), count.parse().map_err(io::Error::other)?)
+        }
         [seconds] if seconds.parse::<u64>().is_ok() => {
             thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(0)));
             Ok(())
         }
         _ => Err(io::Error::other(
-            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH",
+            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH \
+             | files DIR N",
         )),
     }
 }
@@ -134,4 +141,39 @@ fn lock(path: &str) -> io::Result<()> {
         }
     }
     io::copy(&mut io::stdin().lock(), &mut io::sink()).map(drop)
+}
+
+/// Files in a directory of [`files`].
+const FILES_OF_ONE: usize = 100;
+
+fn files(top: &Path, count: usize) -> io::Result<()> {
+    fs::create_dir(top)?;
+    let directories: Vec<PathBuf> =
+        (0..count.div_ceil(FILES_OF_ONE)).map(|number| top.join(format!("directory-{number}"))).collect();
+    let paths: Vec<PathBuf> = directories
+        .iter()
+        .flat_map(|directory| (0..FILES_OF_ONE).map(|number| directory.join(format!("file-{number}.txt"))))
+        .take(count)
+        .collect();
+    let mut times = Vec::new();
+    let mut time = |step: &dyn Fn() -> io::Result<()>| {
+        let start = Instant::now();
+        step()?;
+        times.push(format!("{:.1}", start.elapsed().as_secs_f64() * 1e3));
+        Ok::<_, io::Error>(())
+    };
+    time(&|| {
+        directories.iter().try_for_each(fs::create_dir)?;
+        paths.iter().try_for_each(|path| File::create_new(path)?.write_all(&[b'x'; 4096]))
+    })?;
+    time(&|| {
+        directories.iter().try_for_each(|directory| {
+            fs::read_dir(directory)?.try_for_each(|entry| entry?.metadata().map(drop))
+        })
+    })?;
+    time(&|| paths.iter().try_for_each(|path| fs::metadata(path).map(drop)))?;
+    time(&|| paths.iter().try_for_each(|path| fs::read(path).map(drop)))?;
+    time(&|| fs::remove_dir_all(top))?;
+    println!("{}", times.join(" "));
+    Ok(())
 }
