@@ -48,9 +48,11 @@ pub(crate) enum Mode {
     Immortal,
     /// The VMM refuses every extent.
     RefusesExtents,
+    /// The kernel of a guest that is forked panics.
+    ForksPanic,
 }
 
-const MODES: [Mode; 9] = [
+const MODES: [Mode; 10] = [
     Mode::Good,
     Mode::Panics,
     Mode::Resets,
@@ -60,6 +62,7 @@ const MODES: [Mode; 9] = [
     Mode::HangsOnShutdown,
     Mode::Immortal,
     Mode::RefusesExtents,
+    Mode::ForksPanic,
 ];
 
 /// The files of a host whose VMM is fake.
@@ -173,6 +176,9 @@ impl Fake {
         });
         fake.note(&format!("boot {} nics={} cpus={}", config.name, config.nics, config.vcpus));
         match mode {
+            Mode::ForksPanic if config.fds.contains(&FdRole::State) => {
+                fake.exit(ExitReason::GuestPanic("it has been here before".into()));
+            }
             Mode::Panics => fake.exit(ExitReason::GuestPanic("attempted\nto kill init".into())),
             Mode::Resets => fake.exit(ExitReason::GuestShutdown),
             Mode::Exits => std::process::exit(3),

@@ -41,7 +41,7 @@ const LOCK: &str = "lock";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const INFO: &str = "template.json";
-/// What a failed build leaves behind: why it failed.
+/// What a failed build leaves behind, with the first key before it: why it failed.
 const FAILED: &str = "failed";
 /// A template that is older is made anew: what its guests share, such as where their kernel is in memory, changes with it.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -102,6 +102,8 @@ pub struct Info {
     pub key: String,
     /// The guest kernel it runs.
     pub kernel: PathBuf,
+    /// A hash of what its VMs are made of: kernel, initramfs and VMM.
+    pub files: String,
     /// Memory in MiB that its guests begin with.
     pub memory_mib: u32,
     /// The most CPUs that they can have.
@@ -176,7 +178,7 @@ pub fn current_keys(settings: &Settings) -> Result<Vec<String>, TemplateError> {
 
 /// Why the last attempt to make the templates failed, if that was the last.
 pub fn last_failure(settings: &Settings) -> Option<String> {
-    fs::read_to_string(dir(settings).join(FAILED)).ok()
+    fs::read_to_string(failure_path(settings, current_keys(settings).ok()?.first()?)).ok()
 }
 
 /// Removes a template; `key` may be the beginning of one. VMs that were started from it go on.
@@ -211,33 +213,46 @@ fn is_wanted(settings: &Settings) -> bool {
         let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
         modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|since| since < age))
     };
-    let dir = dir(settings);
-    !keys.iter().all(|key| young(&dir.join(key).join(INFO), MAX_AGE))
-        && !young(&dir.join(FAILED), RETRY_AFTER)
+    let path = |key: &String| dir(settings).join(key).join(INFO);
+    let has_failed = |key: &String| young(&failure_path(settings, key), RETRY_AFTER);
+    !keys.iter().all(|key| young(&path(key), MAX_AGE)) && !keys.iter().any(has_failed)
 }
 
 fn dir(settings: &Settings) -> PathBuf {
     settings.state_dir.join(DIR)
 }
 
+fn failure_path(settings: &Settings, key: &str) -> PathBuf {
+    dir(settings).join(format!("{key}.{FAILED}"))
+}
+
 fn read_info(path: &Path) -> Option<Info> {
     serde_json::from_slice(&fs::read(path.join(INFO)).ok()?).ok()
 }
 
+/// A hash of what a VM is made of, and of its shape.
+fn key(settings: &Settings, config: &VmConfig) -> Result<String, TemplateError> {
+    let VmConfig { memory_mib, hotplug_mib, vcpus, nics, .. } = config;
+    let shape = (memory_mib, hotplug_mib, vcpus, nics);
+    Ok(digits(Sha256::new().chain_update(files(settings)?).chain_update(format!("{shape:?}"))))
+}
+
 /// A hash of what a VM is made of. Files count by their identity: whoever installs another one makes a new one, and what
 /// writes into a kernel in place changes its times.
-fn key(settings: &Settings, config: &VmConfig) -> Result<String, TemplateError> {
+fn files(settings: &Settings) -> Result<String, TemplateError> {
     let mut hash = Sha256::new();
     for path in [&settings.vmm, &settings.kernel, &settings.initramfs] {
         let file = fs::metadata(path).map_err(TemplateError::io("look at", path))?;
         let id = (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec());
         hash.update(format!("{id:?}"));
     }
-    let VmConfig { memory_mib, hotplug_mib, vcpus, nics, .. } = config;
-    hash.update(format!("{:?}", (memory_mib, hotplug_mib, vcpus, nics)));
-    let mut key: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    key.truncate(KEY_DIGITS);
-    Ok(key)
+    Ok(digits(hash))
+}
+
+fn digits(hash: Sha256) -> String {
+    let mut digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.truncate(KEY_DIGITS);
+    digits
 }
 
 fn now() -> u64 {

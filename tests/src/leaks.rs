@@ -46,6 +46,8 @@ impl Census {
         }
         // The directory of a containerd namespace is for all its pods, and stays.
         census.files.retain(|file| Path::new(file).parent() != Some(Path::new("/run/monohull")));
+        // What later pods are forked from.
+        census.files.retain(|file| !Path::new(file).starts_with("/run/monohull/_templates"));
         cgroups_below(Path::new("/sys/fs/cgroup"), &mut census.cgroups);
         census
     }

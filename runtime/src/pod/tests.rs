@@ -17,7 +17,7 @@ use crate::process::Exit;
 use crate::rootfs::Mount;
 use crate::state::{PodState, ProcessId};
 
-fn pod_config(host: &Host) -> PodConfig {
+pub(crate) fn pod_config(host: &Host) -> PodConfig {
     PodConfig {
         settings: host.settings(),
         id: "p1".into(),
@@ -97,7 +97,6 @@ async fn a_container_is_created_run_and_removed_in_order() {
     let boot = format!("boot p1 nics=3 cpus={cpus}");
     let expected = [
         boot.as_str(),
-        "memory 521",
         "sandbox p1 entropy=64 random=true",
         "extent at 0 read_only=true",
         "container c1 erofs+tmpfs+overlay",
@@ -105,7 +104,6 @@ async fn a_container_is_created_run_and_removed_in_order() {
         "signal c1 15 all=false",
         "delete c1",
         "RemoveExtent { start: 0 }",
-        "memory 0",
         "shutdown",
     ];
     assert_eq!(host.calls(), expected);
@@ -137,6 +135,13 @@ fn resources(json: serde_json::Value) -> oci_spec::runtime::LinuxResources {
     serde_json::from_value(json).unwrap()
 }
 
+/// A pod that is known to need little: its VM begins with no memory for containers.
+async fn start_small(host: &Host) -> Arc<Pod> {
+    let mut config = pod_config(host);
+    config.demand.pod.memory = Some(1 << 20);
+    Pod::start(config).await.unwrap()
+}
+
 /// What the VMM and the agent were asked that concerns sizes.
 fn sizes(host: &Host) -> Vec<String> {
     let is_size = |call: &String| call.starts_with("memory ") || call.starts_with("cpus ");
@@ -146,30 +151,49 @@ fn sizes(host: &Host) -> Vec<String> {
 #[tokio::test]
 async fn a_pod_grows_and_shrinks_with_its_containers_and_their_updates() {
     let host = Host::new(Mode::Good);
-    let pod = start(&host).await;
-    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 128);
+    let pod = start_small(&host).await;
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 130);
     let process = pod.create_container(container_config(&host, "c1")).await.unwrap();
     let limit = resources(serde_json::json!({ "memory": { "limit": 63 << 20 } }));
     pod.resize("c1", &limit, async { Ok(()) }).await.unwrap();
     let shares = resources(serde_json::json!({ "cpu": { "shares": 2 } }));
     pod.resize("c1", &shares, async { Ok(()) }).await.unwrap();
-    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 192);
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 194);
     let fails = async { Err(PodError::Precondition("no".into())) };
     let more = resources(serde_json::json!({ "memory": { "limit": 630 << 20 } }));
     assert!(matches!(pod.resize("c1", &more, fails).await, Err(PodError::Precondition(_))));
     process.signal(9, true).await.unwrap();
     process.wait().await;
     pod.delete_container("c1").await.unwrap();
-    assert_eq!(sizes(&host), ["memory 0", "memory 521", "memory 64", "memory 640", "memory 64", "memory 0"]);
+    let expected = ["memory 2", "memory 521", "memory 66", "memory 642", "memory 66"];
+    assert_eq!(sizes(&host), expected);
     pod.shutdown().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_container_that_fails_takes_no_memory() {
     let host = Host::new(Mode::Good);
-    let pod = start(&host).await;
+    let pod = start_small(&host).await;
     pod.create_container(container_config(&host, "no-program")).await.unwrap_err();
-    assert_eq!(sizes(&host), ["memory 0", "memory 521", "memory 0"]);
+    assert_eq!(sizes(&host), ["memory 2", "memory 521", "memory 2"]);
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_nothing_is_known_of_begins_with_the_default_and_is_given_what_is_more() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 128 + 521);
+    pod.create_container(container_config(&host, "c1")).await.unwrap();
+    let mut limited = container_config(&host, "c2");
+    let resources = serde_json::json!({ "linux": { "resources": { "memory": { "limit": 63 << 20 } } } });
+    let mut spec = serde_json::to_value(&limited.spec).unwrap();
+    spec["linux"]["resources"] = resources["linux"]["resources"].clone();
+    limited.spec = serde_json::from_value(spec).unwrap();
+    pod.create_container(limited).await.unwrap();
+    assert_eq!(PodState::read(&state_dir(&host)).unwrap().memory_mib, 128 + 521 + 64);
+    pod.delete_container("c2").await.unwrap();
+    assert_eq!(sizes(&host), ["memory 64", "memory 0"]);
     pod.shutdown().await.unwrap();
 }
 

@@ -1,6 +1,5 @@
 //! Making a template: boots a VM, lets its agent get ready, and saves it.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -10,7 +9,9 @@ use std::time::Instant;
 use monohull_vmm::api::VmConfig;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
-use super::{BUILDING, FAILED, INFO, Info, LOCK, MEMORY, STATE, TemplateError, dir, key, now};
+use super::{
+    BUILDING, INFO, Info, LOCK, MAX_AGE, MEMORY, STATE, TemplateError, dir, failure_path, key, now, read_info,
+};
 use crate::pod;
 use crate::settings::{Settings, Templates};
 use crate::text;
@@ -33,7 +34,9 @@ pub async fn build(settings: &Settings) -> Result<Vec<Info>, TemplateError> {
     let made = make_all(settings, &dir).await;
     if let Err(error) = &made {
         // The error that matters is the first.
-        let _ = fs::write(dir.join(FAILED), text::chain(error));
+        if let Some(key) = super::current_keys(settings).ok().and_then(|keys| keys.into_iter().next()) {
+            let _ = fs::write(failure_path(settings, &key), text::chain(error));
+        }
     }
     made
 }
@@ -88,6 +91,7 @@ async fn make(
     let info = Info {
         key: key.to_owned(),
         kernel: settings.kernel.clone(),
+        files: super::files(settings)?,
         memory_mib: config.memory_mib,
         cpus: config.vcpus,
         nics: config.nics,
@@ -133,13 +137,22 @@ fn take_place(building: &Path, place: &Path) -> Result<(), TemplateError> {
     remove_dir(building)
 }
 
-/// Removes other templates and notes of failures. Those of other settings are made anew when they are wanted; VMs that were
-/// started from them go on.
+/// Removes notes of failures, what is no template, and templates that nobody will be forked from: they are too old, or of a
+/// kernel, agent or VMM that ours have replaced. Others are those of other settings. VMs that were started from a template go
+/// on without it.
 fn remove_others(dir: &Path, made: &[Info]) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    let stays = |name: &OsStr| name == LOCK || made.iter().any(|info| name == info.key.as_str());
-    for entry in entries.flatten().filter(|entry| !stays(&entry.file_name())) {
-        let path = entry.path();
+    let Some(ours) = made.first() else { return };
+    let stays = |path: &Path| {
+        let other = || {
+            read_info(path).is_some_and(|info| {
+                let replaced = info.kernel == ours.kernel && info.files != ours.files;
+                !replaced && now().saturating_sub(info.created_at) < 2 * MAX_AGE.as_secs()
+            })
+        };
+        path.file_name().is_some_and(|name| name == LOCK) || other()
+    };
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| !stays(path)) {
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed {
             tracing::warn!(path = %path.display(), %error, step = "remove old template");
