@@ -1,22 +1,33 @@
-//! Snapshots of a pod's guest, by the bare VMM.
+//! Snapshots of a pod's guest by the bare VMM, and pods that are forked from templates.
 
+use std::collections::HashSet;
 use std::process::Command;
 
 use libtest_mimic::Trial;
-use monohull_tests::engine::finish;
+use monohull_tests::engine::{Output, finish, image};
 use monohull_tests::vm::Guest;
 
+/// A long one.
+pub(crate) const ALL_UNIQUE: &str = "monohull::100_forks_share_no_random_numbers";
+
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 3] = [
+    let cases: [(&str, fn()); 7] = [
         ("a_guest_that_is_ready_is_forked_and_each_fork_answers", forks_answer),
         ("a_fork_takes_memory_that_is_added", memory_is_added),
+        ("12_forks_share_no_random_numbers", || share_no_random_numbers(12)),
+        ("100_forks_share_no_random_numbers", || share_no_random_numbers(100)),
+        ("a_pod_without_a_template_boots", boots_without),
+        ("a_pod_whose_template_is_damaged_boots_and_the_template_is_gone", boots_with_a_damaged_one),
         ("the_vmm_passes_its_own_tests_on_this_hosts_kvm", own_tests),
     ];
     let trial = |(name, case): (&str, fn())| {
-        Trial::test(format!("monohull::{name}"), move || {
+        let name = format!("monohull::{name}");
+        let long = name == ALL_UNIQUE;
+        let run = move || {
             case();
             Ok(())
-        })
+        };
+        Trial::test(name, run).with_ignored_flag(long)
     };
     cases.into_iter().map(trial).collect()
 }
@@ -56,4 +67,71 @@ fn memory_is_added() {
     assert_answers(&mut fork);
     fork.add_memory(128).expect("the fork takes memory");
     assert!(fork.snapshot().is_err(), "a guest with added memory is not saved");
+}
+
+fn monohull(arguments: &[&str]) -> Output {
+    finish(Command::new("monohull").args(arguments))
+}
+
+/// Runs a command in a pod of its own, which was forked if `forked` and has booted if not.
+fn in_a_pod(forked: bool, command: &[&str]) -> String {
+    let image = image();
+    let run = ["run", "--timeline", "--image", &image, "--volume", "/opt/tests:/opt/tests:ro", "--"];
+    let output = monohull(&[&run, command].concat());
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    assert_eq!(output.stderr.contains("state restored"), forked, "{}", output.stderr);
+    output.text()
+}
+
+fn share_no_random_numbers(pods: usize) {
+    let mut seen = HashSet::new();
+    for _ in 0..pods {
+        let text = in_a_pod(true, &["/opt/tests/in-container", "unique"]);
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 8, "{text}");
+        for line in lines {
+            // Two of 28,000 ports may well be the same, four hardly.
+            assert!(seen.insert(line.clone()), "twice: {line}");
+        }
+    }
+}
+
+/// `monohull template ls`, as its keys.
+fn templates() -> Vec<String> {
+    let list = monohull(&["template", "ls", "--json"]);
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let keys = list.as_array().expect("a list").iter().map(|entry| entry["key"].as_str().expect("a key"));
+    keys.map(str::to_owned).collect()
+}
+
+fn make_templates() {
+    let output = monohull(&["template", "build"]);
+    assert!(output.status.success(), "{}", output.stderr);
+}
+
+fn boots_without() {
+    let settings = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(settings.path(), "templates = \"off\"\n").expect("settings");
+    let mut run = Command::new("monohull");
+    run.env("MONOHULL_CONFIG", settings.path());
+    let output = finish(run.args(["run", "--timeline", "--image", &image(), "--", "uname", "-r"]));
+    assert!(output.text().contains("-monohull"), "{}", output.stderr);
+    assert!(output.stderr.contains("kernel loaded"), "{}", output.stderr);
+}
+
+fn boots_with_a_damaged_one() {
+    let before = templates();
+    for key in &before {
+        let state = format!("/run/monohull/_templates/{key}/state");
+        let mut bytes = std::fs::read(&state).expect("its state");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&state, bytes).expect("its state");
+    }
+    let text = monohull(&["run", "--timeline", "--image", &image(), "--", "uname", "-r"]);
+    assert!(text.text().contains("-monohull"), "{}", text.stderr);
+    assert!(text.stderr.contains("fork failed") && text.stderr.contains("kernel loaded"), "{}", text.stderr);
+    assert_eq!(templates().len(), before.len() - 1);
+    make_templates();
+    in_a_pod(true, &["true"]);
 }

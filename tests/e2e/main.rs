@@ -65,7 +65,8 @@ const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, root
 
 /// Minutes long, and run with the other engine or in another way by the rest: `make e2e` runs them, `make test` lists them as
 /// ignored.
-const LONG: [&str; 4] = [
+const LONG: [&str; 5] = [
+    fork::ALL_UNIQUE,
     "containerd-1.6+ctr::a_pod_of_20_containers_with_60_image_layers_starts",
     "block::a_pod_of_20_containers_with_60_erofs_layers_starts",
     "containerd-2.3+nerdctl::50_runs_in_a_row_leave_nothing",

@@ -10,10 +10,14 @@
 //!                                 keeps them until input ends
 //!     in-container files DIR N    makes N files of 4 KiB, lists them with their sizes, asks for each, reads them, removes them;
 //!                                 prints how many milliseconds each of these took
+//!     in-container unique         prints what no two machines may have in common, a name and a value on each line
 
 use std::fs::{self, File};
+use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -22,10 +26,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["unique"] => unique(),
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
         ["ping", path] => ping(path),
@@ -40,7 +46,7 @@ fn main() -> io::Result<()> {
         }
         _ => Err(io::Error::other(
             "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH \
-             | files DIR N",
+             | files DIR N | unique",
         )),
     }
 }
@@ -176,4 +182,47 @@ fn files(top: &Path, count: usize) -> io::Result<()> {
     time(&|| fs::remove_dir_all(top))?;
     println!("{}", times.join(" "));
     Ok(())
+}
+
+/// Random numbers by all the ways that a program has to them, and what the kernel makes of them for TCP.
+fn unique() -> io::Result<()> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    println!("urandom {}", hex(&bytes));
+    // The standard library seeds its hashes by getrandom(2).
+    println!("getrandom {:x}", std::hash::RandomState::new().hash_one(0));
+    println!("at-random {}", hex(&auxiliary_random()?));
+    for name in ["uuid", "boot_id"] {
+        print!("{name} {}", fs::read_to_string(format!("/proc/sys/kernel/random/{name}"))?);
+    }
+    println!("mktemp {}", tempfile::tempdir()?.path().display());
+    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    println!("ports {} {}", listener.local_addr()?.port(), stream.local_addr()?.port());
+    // The first packet that came is the connection's first: 20 bytes of IPv4, then ports and the sequence number (RFC 9293).
+    let mut packet = [0; 64];
+    recv(raw.as_raw_fd(), &mut packet, MsgFlags::empty())?;
+    let [s0, s1, s2, s3] = [24, 25, 26, 27].map(|at| packet.get(at).copied().unwrap_or_default());
+    println!("tcp-sequence {:08x}", u32::from_be_bytes([s0, s1, s2, s3]));
+    Ok(())
+}
+
+/// The 16 bytes that the kernel gave this program when it was executed (AT_RANDOM of getauxval(3)).
+fn auxiliary_random() -> io::Result<[u8; 16]> {
+    const AT_RANDOM: u64 = 25;
+    let auxv = fs::read("/proc/self/auxv")?;
+    let words: Vec<u64> =
+        auxv.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes)).collect();
+    let pair = words
+        .chunks_exact(2)
+        .find_map(|pair| <[u64; 2]>::try_from(pair).ok().filter(|[key, _]| *key == AT_RANDOM));
+    let [_, address] = pair.ok_or(io::ErrorKind::NotFound)?;
+    let mut bytes = [0; 16];
+    File::open("/proc/self/mem")?.read_exact_at(&mut bytes, address)?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
