@@ -84,11 +84,9 @@ impl Network {
     /// Reads the current network namespace.
     pub(crate) async fn discover() -> Result<Self, NetworkError> {
         let found = Found::read(&discover::connect()?, &[]).await?;
-        let wanted = match u8::try_from(found.interfaces.len()).unwrap_or(u8::MAX) {
-            0..=NICS => NICS,
-            ..=MAX_NICS => MAX_NICS,
-            _ => return Err(too_many(found.interfaces.len())),
-        };
+        let interfaces = found.interfaces.len();
+        let fits = |nics: &u8| interfaces <= usize::from(*nics);
+        let wanted = [NICS, MAX_NICS].into_iter().find(fits).ok_or_else(|| too_many(interfaces))?;
         Ok(Self { found, nics: (0..wanted).map(|_| None).collect() })
     }
 

@@ -10,31 +10,32 @@ mod files;
 mod io;
 mod network;
 mod program;
+mod start;
 mod storage;
 mod table;
 mod vmm;
 
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
 
 use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, Run, unique};
 use monohull_tests::{leaks, memory};
-use table::{Spread, Table};
+use table::Table;
 
 /// Counted runs of each command, after one that is not counted.
 const RUNS: usize = 7;
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
-        None => all(),
+        None => make_templates().and_then(|()| all()),
         Some("instructions") => instructions(),
         Some("fork") => vmm::forks(),
         Some("exec") => Engine::start(Client::Ctr).and_then(|engine| exec::latency(&engine)),
         Some("files") => files::many_small(),
         Some("io") => io::throughput(),
+        Some("start") => make_templates().and_then(|()| start()),
         Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
         Some(other) => Err(std::io::Error::other(format!(
-            "unknown argument {other}; usage: monohull-bench [exec|files|fork|instructions|io|network]"
+            "unknown argument {other}; usage: monohull-bench [exec|files|fork|instructions|io|network|start]"
         ))),
     };
     match result {
@@ -46,9 +47,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// What pods are forked from: the first one would have it made in the background, beside what is measured.
+fn make_templates() -> std::io::Result<()> {
+    let status = Command::new("monohull").args(["template", "build"]).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(std::io::Error::other("`monohull template build` failed")) }
+}
+
+fn start() -> std::io::Result<()> {
+    let engine = Engine::start(Client::Ctr)?;
+    start::run_rm_true(&engine)?;
+    start::memory(&engine)?;
+    idle_pod(&engine)
+}
+
 fn all() -> std::io::Result<()> {
     let engine = Engine::start(Client::Ctr)?;
-    run_rm_true(&engine);
+    start::run_rm_true(&engine)?;
+    start::memory(&engine)?;
     exec::latency(&engine)?;
     idle_pod(&engine)?;
     network::both_ways(&engine)?;
@@ -58,35 +73,6 @@ fn all() -> std::io::Result<()> {
     vmm::exec_to_exit()?;
     vmm::forks()?;
     binaries()
-}
-
-/// `ctr run --rm true`, runc and Monohull in turn.
-fn run_rm_true(engine: &Engine) {
-    let runtimes = [("runc", RUNC), ("Monohull, cold boot", MONOHULL)];
-    let mut times = vec![Vec::new(); runtimes.len()];
-    for round in 0..=RUNS {
-        for ((name, runtime), times) in runtimes.iter().zip(&mut times) {
-            let mut run = Run::new(&format!("bench-{}", unique()), &["true"]);
-            (*runtime).clone_into(&mut run.runtime);
-            let start = Instant::now();
-            let output = engine.run(&run);
-            assert!(output.status.success(), "{name}: {}", output.stderr);
-            if round > 0 {
-                times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-        }
-    }
-    let spreads: Vec<Spread> = times.into_iter().map(Spread::of).collect();
-    let base = spreads.first().map_or(f64::NAN, |runc| runc.median);
-    let mut table =
-        Table::new(&["`ctr run --rm busybox true`, ms", "min", "median", "max", "of runc's median"]);
-    for ((name, _), spread) in runtimes.iter().zip(&spreads) {
-        let mut cells = vec![(*name).to_owned()];
-        cells.extend(spread.cells());
-        cells.push(format!("{:.2}", spread.median / base));
-        table.row(&cells);
-    }
-    table.print(&format!("Start to end, containerd 1.6, {RUNS} runs each in turn"));
 }
 
 /// The boot timeline and the memory of a pod that does nothing.

@@ -9,7 +9,7 @@ pub struct Memory {
     pub private: u64,
     /// Pages shared with others: program text, page cache.
     pub shared: u64,
-    /// Resident guest memory.
+    /// Guest memory that is its own, and not its template's.
     pub guest: u64,
 }
 
@@ -33,8 +33,9 @@ pub fn of(pid: u32) -> Memory {
         let kib: u64 = value.parse().unwrap_or(0);
         match key {
             "Size:" => guest |= kib >= GUEST_LEAST_KIB,
-            "Private_Clean:" | "Private_Dirty:" if guest => memory.guest += kib,
-            "Private_Clean:" | "Private_Dirty:" => memory.private += kib,
+            // What it shares with its template counts as private while no other pod maps it.
+            "Anonymous:" if guest => memory.guest += kib,
+            "Private_Clean:" | "Private_Dirty:" if !guest => memory.private += kib,
             "Shared_Clean:" | "Shared_Dirty:" if !guest => memory.shared += kib,
             _ => {}
         }
