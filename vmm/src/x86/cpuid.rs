@@ -12,6 +12,11 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: EBX\[23:16\] counts logical processors.
 const HTT: u32 = 1 << 28;
 
+/// Leaf 0x40000001 EAX: KVM lets the guest run something else while the host brings a page in, and tells it when the page is
+/// there (Documentation/virt/kvm/x86/msr.rst: MSR_KVM_ASYNC_PF_EN). What it has to tell is lost when a VM is saved, and in a
+/// fork such pages are the rule: a task that waits for one waits for good.
+const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+
 /// Level types of leaf 0xb, shifted to their place in ECX.
 const LEVEL_THREAD: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
@@ -70,6 +75,7 @@ fn adjust(leaf: &mut kvm_cpuid_entry2, cpu: Cpu, tsc_deadline: bool) {
         }
         // No performance monitoring: its state would be switched at every entry and exit.
         0xa => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+        0x4000_0001 => leaf.eax &= !ASYNC_PAGE_FAULTS,
         // AMD: ECX[7:0] cores less one, ECX[15:12] bits of the APIC id.
         0x8000_0008 => leaf.ecx = leaf.ecx & !0xf0ff | cpu.id_bits() << 12 | last,
         // AMD: APIC id; core id, one thread per core; one node.
@@ -130,6 +136,12 @@ mod tests {
         assert_eq!((one.ecx, one.edx & HTT), (TSC_DEADLINE | HYPERVISOR, 0));
         assert_eq!(find(&cpuid, 4, 0).eax, 0x163);
         assert_eq!(cpuid.as_slice().iter().filter(|e| e.function == 0xb).count(), 0, "no leaf KVM lacks");
+    }
+
+    #[test]
+    fn page_faults_are_not_asynchronous() {
+        let cpuid = for_cpu(&[leaf(0x4000_0001, 0, 0x0100_7efb, 0)], Cpu { id: 0, count: 1 }, true).unwrap();
+        assert_eq!(find(&cpuid, 0x4000_0001, 0).eax, 0x0100_3aeb);
     }
 
     #[test]
