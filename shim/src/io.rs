@@ -28,9 +28,8 @@ const BUFFER: usize = 64 * 1024;
 /// streams of a process that has ended, is given up. Both are other people's programs.
 const STALLED: Duration = Duration::from_secs(10);
 /// The end of a process is announced after that of its output, which some clients stop to read then (ctr of containerd
-/// 1.6, nerdctl); but not if it takes longer than this: nobody may be reading, or a process that it has left behind still
-/// write. On a host with much to do the last output may arrive a second after the end.
-const SETTLED: Duration = Duration::from_secs(2);
+/// 1.6); but not if it takes longer than this: nobody may be reading, or a process that it has left behind still write.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// A stdio path that can't be used.
 #[derive(Debug, thiserror::Error)]
