@@ -297,10 +297,10 @@ fn transfer(engine: &Engine) {
     namespace.add("eth0", &ptp_config(&["10.90.21.0/24"], &[]));
     let id = start(engine, &namespace);
     let (port, server) = exchange(pattern(SIZE));
-    inside(engine, &id, &["sh", "-c", &format!("nc 10.90.21.1 {port} < /dev/null > /blob")]);
+    inside(engine, &id, &["sh", "-c", &format!("nc 10.90.21.1 {port} < /dev/null > /dev/shm/blob")]);
     server.join().expect("the server ends");
     let (port, server) = exchange(Vec::new());
-    inside(engine, &id, &["sh", "-c", &format!("nc 10.90.21.1 {port} < /blob")]);
+    inside(engine, &id, &["sh", "-c", &format!("nc 10.90.21.1 {port} < /dev/shm/blob")]);
     let received = server.join().expect("the server ends");
     assert_eq!(received.len(), SIZE);
     assert!(received == pattern(SIZE), "the data is not the same");
