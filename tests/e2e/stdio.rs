@@ -23,8 +23,7 @@ pub(crate) const CASES: &[Case] = &[
 const LARGE: usize = 20 << 20;
 
 /// Text, because nerdctl's logger stops at binary output, whatever the runtime; 15 MiB become 20 in base64.
-const MAKE_LARGE: &str =
-    "head -c 15728640 /dev/urandom | base64 -w 8192 > /tmp/data; sha256sum < /tmp/data >&2; cat /tmp/data";
+const MAKE_LARGE: &str = "head -c 15728640 /dev/urandom | base64 -w 8192 > /dev/shm/data; sha256sum < /dev/shm/data >&2; cat /dev/shm/data";
 
 fn two_streams(engine: &Engine) {
     let output = engine.run(&Run::sh(&id("streams"), "echo out; echo err >&2"));
