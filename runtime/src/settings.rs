@@ -19,7 +19,7 @@ pub struct Settings {
     pub kernel: PathBuf,
     /// The guest's initramfs, which holds the agent.
     pub initramfs: PathBuf,
-    /// A directory per running pod is made here: its state file and its sockets. Must be on a tmpfs.
+    /// A directory per running pod is made here: its state file and its sockets; and the templates. Must be on a tmpfs.
     pub state_dir: PathBuf,
     /// `monohull run` keeps here what it unpacks and what its command writes, while that runs.
     pub scratch_dir: PathBuf,

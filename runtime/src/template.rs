@@ -27,7 +27,6 @@ use sha2::{Digest, Sha256};
 
 use crate::pod;
 use crate::settings::{Settings, Templates};
-use crate::state::StateError;
 use crate::vm::VmError;
 use crate::vsock::VsockError;
 
@@ -49,7 +48,7 @@ const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
 /// The least priority there is (nice(2)).
 const LEAST_PRIORITY: i32 = 19;
-/// Bytes of a key in hexadecimal digits.
+/// Length of a key, in hexadecimal digits.
 const KEY_DIGITS: usize = 16;
 
 /// Why there is no template.
@@ -75,9 +74,6 @@ pub enum TemplateError {
     /// None has this key.
     #[error("there is no template {0}: `monohull template ls` lists them")]
     Unknown(String),
-    /// A directory.
-    #[error(transparent)]
-    State(#[from] StateError),
     /// The guest's socket.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -136,7 +132,7 @@ impl Template {
         if settings.templates == Templates::Off {
             return None;
         }
-        let key = key(settings, config).ok()?;
+        let key = key(&files(settings).ok()?, config);
         let path = dir(settings).join(&key);
         let dir = File::open(&path).ok()?;
         // By the directory's descriptor: another template may take its place at any moment.
@@ -173,7 +169,8 @@ pub fn list(settings: &Settings) -> Result<Vec<Info>, TemplateError> {
 
 /// The keys of the templates that pods without particular needs are forked from.
 pub fn current_keys(settings: &Settings) -> Result<Vec<String>, TemplateError> {
-    pod::standard(settings).iter().map(|config| key(settings, config)).collect()
+    let files = files(settings)?;
+    Ok(pod::standard(settings).iter().map(|config| key(&files, config)).collect())
 }
 
 /// Why the last attempt to make the templates failed, if that was the last.
@@ -230,11 +227,11 @@ fn read_info(path: &Path) -> Option<Info> {
     serde_json::from_slice(&fs::read(path.join(INFO)).ok()?).ok()
 }
 
-/// A hash of what a VM is made of, and of its shape.
-fn key(settings: &Settings, config: &VmConfig) -> Result<String, TemplateError> {
+/// A hash of what a VM is made of ([`files`]), and of its shape.
+fn key(files: &str, config: &VmConfig) -> String {
     let VmConfig { memory_mib, hotplug_mib, vcpus, nics, .. } = config;
     let shape = (memory_mib, hotplug_mib, vcpus, nics);
-    Ok(digits(Sha256::new().chain_update(files(settings)?).chain_update(format!("{shape:?}"))))
+    digits(Sha256::new().chain_update(files).chain_update(format!("{shape:?}")))
 }
 
 /// A hash of what a VM is made of. Files count by their identity: whoever installs another one makes a new one, and what

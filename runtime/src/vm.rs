@@ -164,11 +164,11 @@ impl VmFiles {
 }
 
 impl Vm {
-    /// Starts the VMM and boots the VM. The receiver gets the agent's connection, which means that the agent serves; it
+    /// Starts the VMM and the VM, which boots or goes on from a template, as `files` have it. The receiver gets the agent's connection, which means that the agent serves; it
     /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host.
     ///
     /// The VMM dies with the calling *thread*, which must live as long as the pod.
-    pub(crate) fn boot(
+    pub(crate) fn start(
         vmm: &Path,
         config: &VmConfig,
         files: VmFiles,

@@ -18,7 +18,7 @@ mod vmm;
 use std::process::{Command, ExitCode, Stdio};
 
 use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, Run, unique};
-use monohull_tests::{leaks, memory};
+use monohull_tests::{leaks, memory, templates};
 use table::Table;
 
 /// Counted runs of each command, after one that is not counted.
@@ -26,13 +26,13 @@ const RUNS: usize = 7;
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
-        None => make_templates().and_then(|()| all()),
+        None => templates::make().and_then(|()| all()),
         Some("instructions") => instructions(),
         Some("fork") => vmm::forks(),
         Some("exec") => Engine::start(Client::Ctr).and_then(|engine| exec::latency(&engine)),
         Some("files") => files::many_small(),
         Some("io") => io::throughput(),
-        Some("start") => make_templates().and_then(|()| start()),
+        Some("start") => templates::make().and_then(|()| start()),
         Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
         Some(other) => Err(std::io::Error::other(format!(
             "unknown argument {other}; usage: monohull-bench [exec|files|fork|instructions|io|network|start]"
@@ -45,12 +45,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// What pods are forked from: the first one would have it made in the background, beside what is measured.
-fn make_templates() -> std::io::Result<()> {
-    let status = Command::new("monohull").args(["template", "build"]).stdout(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(std::io::Error::other("`monohull template build` failed")) }
 }
 
 fn start() -> std::io::Result<()> {

@@ -5,15 +5,11 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 use monohull_tests::engine::{Output, finish, image};
+use monohull_tests::templates;
 use monohull_tests::vm::Guest;
 
 /// A long one.
 pub(crate) const ALL_UNIQUE: &str = "monohull::100_forks_share_no_random_numbers";
-
-/// Whether pods are forked here; they are not with `tests/run --cold`.
-pub(crate) fn are_on() -> bool {
-    !std::fs::read_to_string("/etc/monohull/config.toml").unwrap_or_default().contains("templates = \"off\"")
-}
 
 pub(crate) fn trials() -> Vec<Trial> {
     let cases: [(&str, bool, fn()); 7] = [
@@ -27,7 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ];
     let trial = |(name, needs_templates, case): (&str, bool, fn())| {
         let name = format!("monohull::{name}");
-        let ignored = name == ALL_UNIQUE || needs_templates && !are_on();
+        let ignored = name == ALL_UNIQUE || needs_templates && !templates::are_on();
         let run = move || {
             case();
             Ok(())
@@ -102,16 +98,11 @@ fn share_no_random_numbers(pods: usize) {
 }
 
 /// `monohull template ls`, as its keys.
-fn templates() -> Vec<String> {
+fn keys() -> Vec<String> {
     let list = monohull(&["template", "ls", "--json"]);
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
     let keys = list.as_array().expect("a list").iter().map(|entry| entry["key"].as_str().expect("a key"));
     keys.map(str::to_owned).collect()
-}
-
-fn make_templates() {
-    let output = monohull(&["template", "build"]);
-    assert!(output.status.success(), "{}", output.stderr);
 }
 
 fn boots_without() {
@@ -125,7 +116,7 @@ fn boots_without() {
 }
 
 fn boots_with_a_damaged_one() {
-    let before = templates();
+    let before = keys();
     for key in &before {
         let state = format!("/run/monohull/_templates/{key}/state");
         let mut bytes = std::fs::read(&state).expect("its state");
@@ -136,7 +127,7 @@ fn boots_with_a_damaged_one() {
     let text = monohull(&["run", "--timeline", "--image", &image(), "--", "uname", "-r"]);
     assert!(text.text().contains("-monohull"), "{}", text.stderr);
     assert!(text.stderr.contains("fork failed") && text.stderr.contains("kernel loaded"), "{}", text.stderr);
-    assert_eq!(templates().len(), before.len() - 1);
-    make_templates();
+    assert_eq!(keys().len(), before.len() - 1);
+    templates::make().expect("templates");
     in_a_pod(true, &["true"]);
 }

@@ -5,12 +5,13 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::io;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
-use monohull_tests::engine::{Client, Engine, finish, release};
+use monohull_tests::engine::{Client, Engine, release};
+use monohull_tests::templates;
 
 mod bad_input;
 mod block;
@@ -116,19 +117,15 @@ fn main() -> ExitCode {
     assert!(!matrix || trials.len() == matrix::NAMES.len(), "the matrix names a test that there is not");
     let long = trials.iter().filter(|trial| LONG.contains(&trial.name())).count();
     assert!(matrix || long == LONG.len(), "the list of long tests names one that there is not");
-    if !arguments.list && fork::are_on() {
-        make_templates();
+    if !arguments.list
+        && let Err(error) = templates::make()
+    {
+        eprintln!("no templates: {error}");
+        return ExitCode::FAILURE;
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     print_slowest(&mut times.lock().unwrap_or_else(PoisonError::into_inner));
     conclusion.exit_code()
-}
-
-/// What pods are forked from, before any test counts what is there: the first pod would have it made in the background.
-fn make_templates() {
-    let output = finish(Command::new("monohull").args(["template", "build"]));
-    println!("{}{}", output.text(), output.stderr);
-    assert!(output.status.success(), "no templates");
 }
 
 /// Says where a suite's time went.

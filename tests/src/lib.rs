@@ -7,4 +7,5 @@ pub mod engine;
 pub mod leaks;
 pub mod memory;
 pub mod network;
+pub mod templates;
 pub mod vm;

@@ -206,7 +206,7 @@ fn start_vm(
 ) -> Result<Starting, PodError> {
     let Plan { network, sizing, vm } = plan;
     let vm_config = VmConfig { fds: files.roles(), ..vm };
-    let (vm, ready) = Vm::boot(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
+    let (vm, ready) = Vm::start(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
     state.change(|state| {

@@ -10,7 +10,8 @@ use monohull_vmm::api::VmConfig;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
 use super::{
-    BUILDING, INFO, Info, LOCK, MAX_AGE, MEMORY, STATE, TemplateError, dir, failure_path, key, now, read_info,
+    BUILDING, INFO, Info, LOCK, MAX_AGE, MEMORY, STATE, TemplateError, dir, failure_path, files, key, now,
+    read_info,
 };
 use crate::pod;
 use crate::settings::{Settings, Templates};
@@ -43,12 +44,13 @@ pub async fn build(settings: &Settings) -> Result<Vec<Info>, TemplateError> {
 
 async fn make_all(settings: &Settings, dir: &Path) -> Result<Vec<Info>, TemplateError> {
     let building = dir.join(BUILDING);
+    let files = files(settings)?;
     let mut all = Vec::new();
     // What most pods are forked from comes first.
     for config in pod::standard(settings).into_iter().rev() {
-        let key = key(settings, &config)?;
+        let key = key(&files, &config);
         remove_dir(&building)?;
-        match make(settings, config, &key, &building).await {
+        match make(settings, config, (&key, &files), &building).await {
             Ok(info) => all.push(info),
             Err(error) => {
                 remove_dir(&building)?;
@@ -64,7 +66,7 @@ async fn make_all(settings: &Settings, dir: &Path) -> Result<Vec<Info>, Template
 async fn make(
     settings: &Settings,
     config: VmConfig,
-    key: &str,
+    (key, hash): (&str, &str),
     building: &Path,
 ) -> Result<Info, TemplateError> {
     let begun = Instant::now();
@@ -73,7 +75,7 @@ async fn make(
     let (vsock, listener) = Vsock::listen(building)?;
     let files = VmFiles::open(settings, listener, None, None)?;
     let config = VmConfig { fds: files.roles(), ..config };
-    let (vm, ready) = Vm::boot(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
+    let (vm, ready) = Vm::start(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
     let agent = pod::agent_of(&vm, ready, &timeline).await?;
     // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
     let free = agent.prepare_template().await.map_err(pod::PodError::from)?;
@@ -91,7 +93,7 @@ async fn make(
     let info = Info {
         key: key.to_owned(),
         kernel: settings.kernel.clone(),
-        files: super::files(settings)?,
+        files: hash.to_owned(),
         memory_mib: config.memory_mib,
         cpus: config.vcpus,
         nics: config.nics,
