@@ -220,7 +220,9 @@ impl Engine {
     /// `crictl` of this containerd.
     pub fn crictl(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.client.binaries().join("crictl"));
-        command.arg("--runtime-endpoint").arg(format!("unix://{}", self.socket().display())).args(args);
+        command.arg("--runtime-endpoint").arg(format!("unix://{}", self.socket().display()));
+        // Its own limit of 2 s for a call is too short for an emulated machine, and cancels what containerd was doing.
+        command.arg("--timeout").arg("60s").args(args);
         command
     }
 
