@@ -54,7 +54,7 @@ const EXEC: u32 = libc::PROT_EXEC as u32;
 pub(super) const TABLE: &[Rule] = table! {
     SYS_read [] [Main, Cpu, Io] "events, frames of the network, streams of the guest's sockets";
     SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, streams, the console; what a panic has to say";
-    SYS_recvfrom [] [Main] "the length of a request before the request; handshakes of streams";
+    SYS_recvfrom [] [Main, Cpu] "the length of a request before it; handshakes, and what is left when streams are reset";
     SYS_recvmsg [] [Main, Io] "requests with their descriptors; replies of the fs server";
     SYS_sendmsg [] [Main, Io] "replies and events, with the guest's connections; requests to the fs server";
     SYS_preadv [] [Io] "reads of the image disk";
@@ -63,11 +63,11 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_fallocate [] [Io] "discarded sectors of the image disk";
     SYS_fdatasync [] [Main, Io] "flushes of the image disk, the last one too";
 
-    SYS_mmap [Lacks(2, EXEC)] [Main, Cpu, Io, Start] "the heap, stacks, the fs server's slots, added guest memory";
-    SYS_mprotect [Lacks(2, EXEC)] [Main, Cpu, Io, Start] "the heap grows; guard pages; added guest memory";
-    SYS_munmap [] [Main, Cpu, Io, Start] "the heap, stacks";
+    SYS_mmap [Lacks(2, EXEC)] [Main, Cpu, Io, Start] "large buffers, stacks, the fs server's slots, added guest memory";
+    SYS_mprotect [Lacks(2, EXEC)] [Main, Start] "guard pages of stacks; added guest memory";
+    SYS_munmap [] [Main, Cpu, Io, Start] "large buffers, stacks";
     SYS_mremap [] [Main, Cpu, Io] "large buffers grow";
-    SYS_brk [] [Main, Cpu, Io, Start] "the heap of the first thread grows";
+    SYS_brk [] [Main, Cpu, Io, Start] "the heap, which all threads share, grows";
     SYS_madvise [] [Main, Cpu, Io, Start] "memory that the guest gives back, stacks of threads that have ended";
     SYS_getrandom [] [Main, Cpu, Io] "the entropy device; seeds of hash tables";
 
