@@ -20,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
 /// The first number that VMMs run as (`monohull_vmm::api::user_of`).
 const FIRST_USER: u64 = 0x7000_0000;
 /// The most calls that a thread of a class may be able to make.
-const MOST_CALLS: [(&str, u64); 3] = [("main", 48), ("vcpu", 20), ("io", 26)];
+const MOST_CALLS: [(&str, u64); 4] = [("main", 40), ("vcpu", 20), ("io", 26), ("starter", 40)];
 
 /// A running pod with a volume, for which there is an fs server.
 fn pod(engine: &Engine) -> String {
