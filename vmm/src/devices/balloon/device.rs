@@ -30,8 +30,6 @@ const QUEUE_SIZES: [u16; 3] = [128; 3];
 
 /// Most pages in one inflate request (64 MiB); Linux sends 256. Whatever comes after them stays with the guest's share.
 const MAX_PAGES: u64 = 16 << 10;
-/// Most ranges in one report: as many descriptors as a chain may have (virtio 1.2 §2.7.5.3.1). Linux sends 32.
-const MAX_RANGES: usize = 128;
 /// Pages per MiB.
 const MIB: u32 = (1 << 20) / PAGE as u32;
 
@@ -108,7 +106,7 @@ impl Balloon {
 }
 
 /// Takes the pages that the driver hands over.
-fn inflate<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+fn inflate(backing: Backing, mem: &GuestMemoryMmap, chain: &Chain) -> Result<Served, Violation> {
     let numbers = chain.reader(mem)?;
     let ranges = pages::read(numbers, MAX_PAGES).map_err(|_| Violation)?;
     let mut pages = 0;
@@ -121,22 +119,19 @@ fn inflate<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> 
 
 /// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).
 /// Adds its bytes to `reported`.
-fn report<'m>(
+fn report(
     backing: Backing,
-    mem: &'m GuestMemoryMmap,
-    chain: Chain<'m>,
+    mem: &GuestMemoryMmap,
+    chain: &Chain,
     reported: &mut u64,
 ) -> Result<Served, Violation> {
     let mut pages = 0;
     let mut ranges = 0;
-    for buffer in chain.writable() {
-        if ranges == MAX_RANGES {
-            return Err(Violation);
-        }
+    for (address, len) in chain.writable() {
         ranges += 1;
-        pages += u64::from(buffer.len()) / PAGE;
-        *reported = reported.saturating_add(buffer.len().into());
-        backing.discard(mem, buffer.addr(), buffer.len().into());
+        pages += u64::from(len) / PAGE;
+        *reported = reported.saturating_add(len.into());
+        backing.discard(mem, address, len.into());
     }
     Ok(Served { written: 0, work: work(ranges, pages) })
 }
@@ -208,8 +203,8 @@ impl MutEventSubscriber for Balloon {
         let backing = self.backing;
         let reported = &mut self.reported;
         self.queues.process(&events, |index, mem, chain| match index {
-            INFLATE => inflate(backing, mem, chain),
-            REPORT => report(backing, mem, chain, reported),
+            INFLATE => inflate(backing, mem, &chain),
+            REPORT => report(backing, mem, &chain, reported),
             // Deflated pages are the guest's again once it touches them: there is nothing to do.
             _ => Ok(Served::default()),
         });
