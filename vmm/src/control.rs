@@ -18,6 +18,7 @@ use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::ending::{Cause, Ending};
 use crate::ipc::{Channel, IpcError};
+use crate::jail::filter::{self, Class};
 use crate::side_thread::SideThread;
 
 /// Messages that wait for the owner to read. At the limit no further request is read, and further connections of the
@@ -314,7 +315,10 @@ impl Control {
         };
         let close = {
             let answer = answer.clone();
-            move || answer(removed.close().map(|()| Done::Ok).map_err(|e| failed(&e)))
+            move || {
+                filter::install_or_exit(Class::Io);
+                answer(removed.close().map(|()| Done::Ok).map_err(|e| failed(&e)));
+            }
         };
         // What a thread that can't be started was to do is dropped with it, the file too.
         let thread = std::thread::Builder::new().name("extent".into()).stack_size(CLOSER_STACK);

@@ -18,6 +18,7 @@ mod event_loop;
 mod guest;
 mod hotplug;
 pub mod ipc;
+mod jail;
 mod machine;
 mod marks;
 mod memory;

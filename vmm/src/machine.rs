@@ -1,5 +1,6 @@
 //! A VM's life, from the configuration to the last message.
 
+use std::error::Error;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,6 +17,8 @@ use crate::ending::{Cause, Ending};
 use crate::event_loop::EventLoop;
 use crate::guest::Guest;
 use crate::ipc::Channel;
+use crate::jail;
+use crate::jail::filter::{self, Class};
 use crate::marks::Marks;
 use crate::panic_record;
 use crate::vcpu;
@@ -30,9 +33,9 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
         Ok(None) => return None,
         Ok(Some((config, fds))) => {
             name_process(&config.name);
-            match builder::build(&config, fds, &outbox, &mut marks) {
+            match build(&config, fds, &outbox, &mut marks) {
                 Ok(built) => run_built(built, channel, &outbox, marks)?,
-                Err(error) => ExitReason::Failure(crate::describe(&error)),
+                Err(error) => ExitReason::Failure(crate::describe(error.as_ref())),
             }
         }
         Err(error) => {
@@ -41,6 +44,18 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
     };
     outbox.finish(reason.clone());
     Some(reason)
+}
+
+/// Gives up everything but `fds`, then builds the VM.
+fn build(
+    config: &VmConfig,
+    fds: Vec<OwnedFd>,
+    outbox: &Outbox,
+    marks: &mut Marks,
+) -> Result<Built, Box<dyn Error>> {
+    jail::enter(config.user)?;
+    marks.note("jailed");
+    Ok(builder::build(config, fds, outbox, marks)?)
 }
 
 /// Tells an administrator whose VMM this is. The kernel cuts the name off.
@@ -91,6 +106,8 @@ impl Machine {
         events.add(Control::new(channel, outbox.clone(), handles.clone(), ending.clone())?);
         vcpu::init()?;
         crate::lock(&guest).run()?;
+        // After the first threads, each of which has its own, so that the CPUs have one filter and not two to pass.
+        filter::install(Class::Main)?;
         marks.note("vcpus run");
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
         outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));

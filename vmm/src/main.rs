@@ -17,7 +17,11 @@ which hand it a socket as file descriptor 3; there is no other way to use it.
   --version  print the version
   --help     print this";
 
+/// What a program of Rust that panics exits with.
+const PANICKED: i32 = 101;
+
 fn main() -> ExitCode {
+    exit_on_panic();
     let mut marks = Marks::new();
     marks.note("vmm exec");
     match std::env::args().nth(1).as_deref() {
@@ -37,6 +41,16 @@ fn main() -> ExitCode {
         Some(ExitReason::Stopped | ExitReason::GuestShutdown) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+/// Ends the process when any thread panics. Aborting would be another signal than SIGABRT: the first process of a process id
+/// namespace gets none that it does not handle.
+fn exit_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(PANICKED);
+    }));
 }
 
 fn usage() -> ExitCode {

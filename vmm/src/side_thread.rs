@@ -7,6 +7,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::ending::Once;
 use crate::event_loop::EventLoop;
+use crate::jail::filter::{self, Class};
 use crate::virtio::VirtioDevice;
 
 const STACK: usize = 128 << 10;
@@ -28,6 +29,7 @@ impl SideThread {
         }
         let until = end.clone();
         let serve = move || {
+            filter::install_or_exit(Class::Io);
             // An event loop fails only for want of memory or descriptors, neither of which it takes while it runs.
             let _ = events.run_until(&until);
             let _ = events.finish();

@@ -15,6 +15,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::api::ExitReason;
 use crate::bus::{Bus, Effect};
 use crate::ending::{Cause, Ending};
+use crate::jail::filter::{self, Class};
 
 /// Devices' registers are served on these threads; nothing there recurses.
 const STACK: usize = 128 << 10;
@@ -34,6 +35,7 @@ impl Vcpu {
         let stop = StopFlag::of(&mut fd);
         let stopped = stop.requested.clone();
         let thread = Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+            filter::install_or_exit(Class::Cpu);
             if let Some(reason) = run(&mut fd, &bus, &stopped) {
                 ending.set(Cause::Reason(reason));
             }
