@@ -121,5 +121,7 @@ fn deny_everything() -> Result<(), JailError> {
             .create()?
             .restrict_self()
     };
-    rules().map(drop).map_err(|error: landlock::RulesetError| failed("deny itself every path")(io::Error::other(error)))
+    rules()
+        .map(drop)
+        .map_err(|error: landlock::RulesetError| failed("deny itself every path")(io::Error::other(error)))
 }

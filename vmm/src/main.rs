@@ -22,6 +22,7 @@ const PANICKED: i32 = 101;
 
 fn main() -> ExitCode {
     exit_on_panic();
+    share_heap();
     let mut marks = Marks::new();
     marks.note("vmm exec");
     match std::env::args().nth(1).as_deref() {
@@ -51,6 +52,13 @@ fn exit_on_panic() {
         report(panic);
         std::process::exit(PANICKED);
     }));
+}
+
+/// Has all threads allocate from one heap. glibc would give them heaps of their own, and look into files of /proc and /sys
+/// for how many there may be and how they may shrink: a jailed process is killed for that.
+fn share_heap() {
+    // SAFETY: it sets a number of malloc's, while there is one thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn usage() -> ExitCode {

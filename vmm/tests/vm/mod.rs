@@ -10,7 +10,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig, user_of};
+use monohull_vmm::api::{
+    Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig, user_of,
+};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 

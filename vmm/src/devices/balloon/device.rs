@@ -29,7 +29,9 @@ const REPORT: usize = 2;
 const QUEUE_SIZES: [u16; 3] = [128; 3];
 
 /// Most pages in one inflate request (64 MiB); Linux sends 256. Whatever comes after them stays with the guest's share.
-const MAX_PAGES: u64 = 16 << 10;
+const MAX_PAGES: usize = 16 << 10;
+/// What the sorting of page numbers counts as, in bytes moved per byte. Many numbers may be one page.
+const SORTING: usize = 16;
 /// Pages per MiB.
 const MIB: u32 = (1 << 20) / PAGE as u32;
 
@@ -108,13 +110,14 @@ impl Balloon {
 /// Takes the pages that the driver hands over.
 fn inflate(backing: Backing, mem: &GuestMemoryMmap, chain: &Chain) -> Result<Served, Violation> {
     let numbers = chain.reader(mem)?;
+    let bytes = numbers.available_bytes().min(MAX_PAGES * pages::NUMBER);
     let ranges = pages::read(numbers, MAX_PAGES).map_err(|_| Violation)?;
     let mut pages = 0;
     for range in &ranges {
         pages += range.end - range.start;
         backing.discard(mem, GuestAddress(range.start * PAGE), (range.end - range.start) * PAGE);
     }
-    Ok(Served { written: 0, work: work(ranges.len(), pages) })
+    Ok(Served { written: 0, work: work(ranges.len(), pages) + bytes * SORTING })
 }
 
 /// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).

@@ -54,7 +54,7 @@ const EXEC: u32 = libc::PROT_EXEC as u32;
 pub(super) const TABLE: &[Rule] = table! {
     SYS_read [] [Cpu, Io] "events, frames of the network, streams of the guest's sockets";
     SYS_write [] [Cpu, Io] "events and interrupts, frames, streams; the console; what a panic has to say";
-    SYS_recvfrom [] [Io] "the length of a request before the request; handshakes of streams; replies of the fs server";
+    SYS_recvfrom [] [Cpu, Io] "what is left in the streams of a socket device that is reset; the length of a request before the request; handshakes of streams; replies of the fs server";
     SYS_recvmsg [] [] "requests with their descriptors";
     SYS_sendto [] [Io] "requests to the fs server";
     SYS_sendmsg [] [Io] "replies and events, with the descriptors of the guest's connections";
@@ -87,6 +87,8 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_fcntl [Is(1, libc::F_SETFL as u32)] [] "taps that don't block";
     #[cfg(debug_assertions)]
     SYS_fcntl [Is(1, libc::F_GETFD as u32)] [Cpu, Io] "the standard library's check that what it closes is open";
+    SYS_fcntl [Is(1, libc::F_GET_SEALS as u32)] [] "whether the fs server's slots can shrink";
+    SYS_fstat [] [] "the size of the fs server's slots";
     SYS_statx [] [] "the size of a new extent, the kind of a snapshot's files";
     SYS_lseek [] [] "the size of a new extent that is a block device";
     SYS_ioctl [Request(T, 0x21)] [Cpu] "FIONBIO: sockets that don't block";
