@@ -98,9 +98,10 @@ impl std::fmt::Debug for Relay {
 impl Relay {
     /// Takes the server's end of the socket and the memory file.
     pub fn new(channel: OwnedFd, memory: OwnedFd) -> Result<Self, RelayError> {
+        let memory = File::from(memory);
         protocol::check_memory(&memory).map_err(RelayError::Setup)?;
         let size = usize::try_from(MEMORY_SIZE).map_err(|e| RelayError::Setup(io::Error::other(e)))?;
-        let slots = MmapRegion::from_file(FileOffset::new(File::from(memory), 0), size)
+        let slots = MmapRegion::from_file(FileOffset::new(memory, 0), size)
             .map_err(|error| RelayError::Setup(io::Error::other(error)))?;
         let slots = region(slots, GuestAddress(0)).map_err(RelayError::Setup)?;
         Ok(Self { channel, slots })

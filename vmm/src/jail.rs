@@ -2,13 +2,16 @@
 //! network, and the rights of root. What it has left are the descriptors that its owner handed to it.
 //!
 //! A process id namespace can only be entered by being born in one: the owner sees to that ([`crate::client`]).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub(crate) mod filter;
 
 use std::io;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
+    RulesetStatus, Scope,
+};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -40,8 +43,8 @@ fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> JailErro
 /// Confines this process for good. It must have one thread, the rights of root, and all the descriptors it needs. It runs as
 /// `user` afterwards, which should be nobody else's number.
 ///
-/// What a host may lack is done without: Landlock, and user namespaces.
-pub(crate) fn enter(user: u32) -> Result<(), JailError> {
+/// What a host may lack is done without: user namespaces, and Landlock, of which it returns how much is in force.
+pub(crate) fn enter(user: u32) -> Result<RulesetStatus, JailError> {
     if user == 0 {
         return Err(failed("its user is root")(io::Error::from(Errno::EINVAL)));
     }
@@ -110,7 +113,7 @@ fn give_up_capabilities() -> Result<(), rustix::io::Errno> {
 }
 
 /// Denies every access that the running kernel's Landlock knows of: to paths, ports, and processes outside.
-fn deny_everything() -> Result<(), JailError> {
+fn deny_everything() -> Result<RulesetStatus, JailError> {
     const NEWEST: ABI = ABI::V6;
     let rules = || {
         Ruleset::default()
@@ -121,7 +124,9 @@ fn deny_everything() -> Result<(), JailError> {
             .create()?
             .restrict_self()
     };
-    rules()
-        .map(drop)
-        .map_err(|error: landlock::RulesetError| failed("deny itself every path")(io::Error::other(error)))
+    let failed_by = |error: RulesetError| failed("deny itself every path")(io::Error::other(error));
+    rules().map(|status| status.ruleset).map_err(failed_by)
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,11 +27,13 @@ mod persist;
 pub mod probe;
 mod side_thread;
 pub mod snapshot;
+mod threads;
 mod vcpu;
 pub mod virtio;
 mod vm;
 mod x86;
 
+pub use jail::filter::describe as filters;
 pub use machine::run;
 pub use marks::Marks;
 

@@ -21,6 +21,7 @@ use crate::jail;
 use crate::jail::filter::{self, Class};
 use crate::marks::Marks;
 use crate::panic_record;
+use crate::threads::Starter;
 use crate::vcpu;
 use crate::virtio::GuestMemory;
 
@@ -97,17 +98,17 @@ impl Machine {
         mut marks: Marks,
     ) -> io::Result<Self> {
         let mut events = EventLoop::new(ending)?;
-        let (memory, handles) = (built.memory.clone(), built.devices.handles());
+        let starter = Starter::new()?;
+        let (memory, handles) = (built.memory.clone(), built.devices.handles(&starter));
         for device in built.devices.on(Thread::Main) {
             events.add_device(device);
         }
-        let guest = Arc::new(Mutex::new(Guest::new(built, ending.clone())));
+        let guest = Arc::new(Mutex::new(Guest::new(built, starter.clone(), ending.clone())));
         let handles = Handles { machine: Some(guest.clone()), ..handles };
-        events.add(Control::new(channel, outbox.clone(), handles.clone(), ending.clone())?);
+        events.add(Control::new(channel, outbox.clone(), handles.clone(), starter, ending.clone())?);
         vcpu::init()?;
-        crate::lock(&guest).run()?;
-        // After the first threads, each of which has its own, so that the CPUs have one filter and not two to pass.
         filter::install(Class::Main)?;
+        crate::lock(&guest).run()?;
         marks.note("vcpus run");
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
         outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));

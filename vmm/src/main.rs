@@ -14,6 +14,7 @@ const HELP: &str = "\
 monohull-vmm runs the virtual machine of one pod. It is started by the containerd shim or by `monohull run`,
 which hand it a socket as file descriptor 3; there is no other way to use it.
 
+  --filters  print the system calls that its threads may make once it runs, and what for
   --version  print the version
   --help     print this";
 
@@ -29,6 +30,10 @@ fn main() -> ExitCode {
         None => {}
         Some("--version") => {
             println!("monohull-vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some("--filters") => {
+            print!("{}", monohull_vmm::filters());
             return ExitCode::SUCCESS;
         }
         Some("--help") => {

@@ -291,6 +291,11 @@ fn death(status: io::Result<ExitStatus>) -> String {
     };
     match (status.signal(), status.code()) {
         (Some(libc::SIGKILL), _) => "killed by SIGKILL".into(),
+        (Some(libc::SIGSYS), _) => {
+            "killed for a system call that its filter forbids (taken over by its guest, or a bug of the VMM); the kernel's log \
+             has the number of the call"
+                .into()
+        }
         (Some(signal), _) => match Signal::try_from(signal) {
             Ok(signal) => format!("killed by {signal}"),
             Err(_) => format!("killed by signal {signal}"),

@@ -89,7 +89,9 @@ impl<'m> Pieces<'m> {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        while self.0.pop_front_if(|piece| piece.is_empty()).is_some() {}
+        while self.0.front().is_some_and(VolatileSlice::is_empty) {
+            self.0.pop_front();
+        }
         let Some(piece) = self.0.front_mut() else { return Ok(0) };
         let count = transfer(piece).map_err(io::Error::other)?;
         *piece = piece.offset(count).map_err(io::Error::other)?;

@@ -1,12 +1,12 @@
 //! Which system calls the VMM's threads may make: one table, from which each class of threads gets its filter (seccomp(2)).
 //! Anything else kills the process with SIGSYS, and the kernel's log tells the number of the call.
 //!
-//! Threads inherit the filter of the one that starts them, and all are started by the main one: its filter is what any of
-//! them may do, theirs come on top.
+//! Threads inherit the filter of the one that starts them: it has to allow what they may do, and theirs come on top
+//! ([`crate::threads`]).
 
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use seccompiler::{
@@ -18,17 +18,20 @@ use table::{Argument, Rule, TABLE};
 
 /// What a thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     /// Serves the owner's requests and most devices.
     Main,
     /// Runs one of the guest's CPUs, and serves its accesses to registers.
     Cpu,
     /// Serves the devices that wait for the host's files.
     Io,
+    /// Starts threads of the classes above, but for the main one.
+    Start,
 }
 
-/// All classes, with what `monohull` and the documentation call them.
-pub const CLASSES: [(Class, &str); 3] = [(Class::Main, "main"), (Class::Cpu, "vcpu"), (Class::Io, "io")];
+/// All classes and their names.
+const CLASSES: [(Class, &str); 4] =
+    [(Class::Main, "main"), (Class::Cpu, "vcpu"), (Class::Io, "io"), (Class::Start, "starter")];
 
 /// Restricts the calling thread, and those that it starts, for good.
 pub(crate) fn install(class: Class) -> io::Result<()> {
@@ -44,17 +47,27 @@ pub(crate) fn install_or_exit(class: Class) {
     }
 }
 
-/// The names of the calls that threads of `class` may make, each once.
-pub fn calls(class: Class) -> Vec<&'static str> {
-    let name = |rule: &'static Rule| rule.name.strip_prefix("SYS_").unwrap_or(rule.name);
-    let mut names: Vec<_> = rules(class).map(name).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+/// The system calls that the threads of a VMM may make once it runs, and what for: a line for each class with their number, then
+/// one for each rule with the classes that it is for.
+pub fn describe() -> String {
+    let mut text = String::new();
+    for (class, name) in CLASSES {
+        let calls: BTreeSet<_> = rules(class).map(|rule| rule.call).collect();
+        text.push_str(&format!("{name}: {} system calls\n", calls.len()));
+    }
+    for rule in TABLE {
+        let own = CLASSES.iter().filter(|(class, _)| rule.classes.contains(class));
+        let classes: Vec<_> = own.map(|(_, name)| *name).collect();
+        let name = rule.name.strip_prefix("SYS_").unwrap_or(rule.name);
+        text.push_str(&format!("  {name:<17}  {:<20}  {}\n", classes.join(" "), rule.why));
+    }
+    text
 }
 
 fn rules(class: Class) -> impl Iterator<Item = &'static Rule> {
-    TABLE.iter().filter(move |rule| class == Class::Main || rule.classes.contains(&class))
+    let own = move |rule: &&Rule| rule.classes.contains(&class);
+    let inherited = move |rule: &&Rule| class == Class::Start && rule.classes != [Class::Main];
+    TABLE.iter().filter(move |rule| own(rule) || inherited(rule))
 }
 
 fn compile<'a>(rules: impl Iterator<Item = &'a Rule>) -> Result<BpfProgram, BackendError> {
