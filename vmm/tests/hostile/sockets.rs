@@ -48,7 +48,7 @@ const REQUEST: Packet = Packet {
 
 impl Program {
     fn write_packet(&mut self, packet: Packet) {
-        self.store64(PACKET, GUEST_CID.into());
+        self.store64(PACKET, GUEST_CID);
         self.store64(PACKET + 8, HOST_CID);
         self.store32(PACKET + 16, packet.guest_port);
         self.store32(PACKET + 20, packet.host_port);
@@ -77,6 +77,31 @@ impl Program {
         self.fence();
         self.kick(&rx);
     }
+}
+
+/// The attacks need it: a connection that is one, and bytes of the guest that reach the host.
+#[test]
+fn a_client_that_the_guest_answers_is_served() {
+    let mut program = Program::new();
+    program.bring_up(SOCKETS, 0, &rings());
+    program.offer_receive_buffers(4096);
+    // The type of the socket, and the operation: a request for a stream.
+    program.wait32(BUFFERS + 0x8000 + 28, 0x0001_0001);
+    let answer = Packet { host_port: FIRST_HOST_PORT, op: 2, ..REQUEST };
+    program.write_packet(answer);
+    program.send_packet(0);
+    program.write_packet(Packet { op: 5, length: 5, ..answer });
+    program.store_bytes(PACKET + HEADER_LEN, b"hello");
+    program.send_packet(5);
+    let (listener, address) = listener();
+    let mut attacker = Attacker::start_with(full(&program.code(), listener));
+    let mut client = UnixStream::connect_addr(&address).unwrap();
+    client.write_all(b"CONNECT 1\n").unwrap();
+    let mut told = [0; 19];
+    client.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"OK 1073741824\nhello");
+    attacker.is_served();
+    attacker.stop();
 }
 
 fn begin(program: &mut Program) {

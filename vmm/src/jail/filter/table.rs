@@ -56,6 +56,7 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, streams, the console; what a panic has to say";
     SYS_recvfrom [] [Main, Cpu] "the length of a request before it; handshakes, and what is left when streams are reset";
     SYS_recvmsg [] [Main, Io] "requests with their descriptors; replies of the fs server";
+    SYS_sendto [] [Main] "streams of the guest's sockets";
     SYS_sendmsg [] [Main, Io] "replies and events, with the guest's connections; requests to the fs server";
     SYS_preadv [] [Io] "reads of the image disk";
     SYS_pwritev [] [Io] "writes to the image disk";

@@ -1,7 +1,6 @@
 use super::*;
 use crate::x86::cmdline;
 use std::io::Write;
-use std::os::unix::fs::FileExt as _;
 
 const MIB: u64 = 1 << 20;
 
