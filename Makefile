@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
-	hostile guest-tests e2e shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
+	hostile guest-tests e2e shimtest security containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -99,6 +99,9 @@ guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minut
 
 e2e: build build-tests ## End-to-end tests in the test host, the long ones too (FILTER=name for some)
 	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e --include-ignored $$part; done
+
+security: build build-tests ## How a pod's processes are confined, seen from the host, and the system calls its VMM can make
+	@tests/run e2e --nocapture security::
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest

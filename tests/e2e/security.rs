@@ -11,10 +11,10 @@ use crate::containers::id;
 use crate::failures::vmm_of;
 
 pub(crate) const CASES: &[Case] = &[
-    ("a_vmm_has_no_rights_no_path_and_no_other_process", vmm_confinement),
-    ("a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
-    ("a_vmms_threads_can_make_few_system_calls", vmm_filters),
-    ("an_fs_server_has_only_the_rights_over_files", fs_confinement),
+    ("security::a_vmm_has_no_rights_no_path_and_no_other_process", vmm_confinement),
+    ("security::a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
+    ("security::a_vmms_threads_can_make_few_system_calls", vmm_filters),
+    ("security::an_fs_server_has_only_the_rights_over_files", fs_confinement),
 ];
 
 /// The first number that VMMs run as (`monohull_vmm::api::user_of`).

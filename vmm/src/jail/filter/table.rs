@@ -52,11 +52,11 @@ const EXEC: u32 = libc::PROT_EXEC as u32;
 
 /// All rules, by what they are for: data, memory, waiting, descriptors, threads, the guest, snapshots.
 pub(super) const TABLE: &[Rule] = table! {
-    SYS_read [] [Main, Cpu, Io] "events, frames of the network, streams of the guest's sockets";
-    SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, streams, the console; what a panic has to say";
-    SYS_recvfrom [] [Main, Cpu] "the length of a request before it; handshakes, and what is left when streams are reset";
-    SYS_recvmsg [] [Main, Io] "requests with their descriptors; replies of the fs server";
+    SYS_read [] [Main, Cpu, Io] "events, frames of the network";
+    SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, the console; what a panic has to say";
+    SYS_recvfrom [] [Main, Cpu] "the length of a request before it; streams, and what is left in them at a reset";
     SYS_sendto [] [Main] "streams of the guest's sockets";
+    SYS_recvmsg [] [Main, Io] "requests with their descriptors; replies of the fs server";
     SYS_sendmsg [] [Main, Io] "replies and events, with the guest's connections; requests to the fs server";
     SYS_preadv [] [Io] "reads of the image disk";
     SYS_pwritev [] [Io] "writes to the image disk";
