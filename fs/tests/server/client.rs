@@ -42,24 +42,25 @@ pub(crate) struct Client {
     channel: OwnedFd,
     memory: File,
     server: Child,
-    pub(crate) directory: tempfile::TempDir,
+    pub(crate) directory: PathBuf,
     pub(crate) ids: (u32, u32),
 }
 
 /// Runs a test with a server whose root has an export `rw` and one, `ro`, of the same directory.
 pub(crate) fn with_server(test: impl FnOnce(&mut Client) + Send + 'static) {
+    // Outside of the thread: a directory can't be removed where something is mounted in it.
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().to_owned();
     // A thread of its own: its mount namespace goes with it.
-    std::thread::spawn(|| {
+    std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("this test needs root");
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let tree = directory.path().join("tree");
-        fs::create_dir(directory.path().join("data")).unwrap();
+        let (tree, data) = (top.join("tree"), top.join("data"));
+        fs::create_dir(&data).unwrap();
         fs::create_dir(&tree).unwrap();
         mount(Some("tree"), &tree, Some("tmpfs"), MsFlags::empty(), none).unwrap();
         mount(none, &tree, none, MsFlags::MS_SHARED, none).unwrap();
-        let data = directory.path().join("data");
         export(&data, &tree, "rw");
         let (channel, theirs) = protocol::channel().unwrap();
         let memory = protocol::memory().unwrap();
@@ -69,7 +70,7 @@ pub(crate) fn with_server(test: impl FnOnce(&mut Client) + Send + 'static) {
             .stdout(memory.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let mut client = Client { channel, memory: memory.into(), server, directory, ids: (0, 0) };
+        let mut client = Client { channel, memory: memory.into(), server, directory: top, ids: (0, 0) };
         let mut init = Vec::new();
         for number in [7_u32, 31, 0x20000, 1 << 27 | 1 << 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] {
             init.extend(number.to_le_bytes());
@@ -77,7 +78,7 @@ pub(crate) fn with_server(test: impl FnOnce(&mut Client) + Send + 'static) {
         let reply = client.ask(INIT, 0, &init, 64).expect("INIT");
         assert_eq!(reply[..4], 7_u32.to_le_bytes());
         // While the server runs.
-        let read_only = directory_read_only(&client.directory.path().join("stage"), &data);
+        let read_only = directory_read_only(&client.directory.join("stage"), &data);
         export(&read_only, &tree, "ro");
         test(&mut client);
         drop(client.channel);
@@ -108,7 +109,7 @@ pub(crate) type Answer = Result<Vec<u8>, i32>;
 
 impl Client {
     pub(crate) fn data(&self, name: &str) -> PathBuf {
-        self.directory.path().join("data").join(name)
+        self.directory.join("data").join(name)
     }
 
     /// Sends a request in slot 0, as the user `ids`.

@@ -80,20 +80,20 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn names_that_lead_out_of_a_directory_or_nowhere_are_refused() {
     with_server(|client| {
-        fs::write(client.directory.path().join("secret"), "secret").unwrap();
+        fs::write(client.directory.join("secret"), "secret").unwrap();
         fs::create_dir_all(client.data("d/sub")).unwrap();
         for file in ["d/file", "d/other", "d/sub/file", "file"] {
             fs::write(client.data(file), "x").unwrap();
         }
-        let before = tree(client.directory.path());
+        let before = tree(&client.directory);
         let directory = client.walk("rw/d").unwrap();
         for name in bad_names() {
             for (what, answer) in changes(client, directory, &name, &string("other")) {
                 assert!(answer.is_err(), "{what} {:?} is refused", String::from_utf8_lossy(&name));
             }
-            assert_eq!(tree(client.directory.path()), before);
+            assert_eq!(tree(&client.directory), before);
         }
-        assert_eq!(fs::read(client.directory.path().join("secret")).unwrap(), b"secret");
+        assert_eq!(fs::read(client.directory.join("secret")).unwrap(), b"secret");
     });
 }
 
@@ -105,7 +105,7 @@ fn what_follows_the_end_of_a_name_is_not_part_of_it() {
         let made = client.ask(MKDIR, rw, &name, 128);
         let inside = made.is_ok() && client.data("d").is_dir();
         assert!(made.is_err() || inside);
-        assert!(!client.directory.path().join("x").exists());
+        assert!(!client.directory.join("x").exists());
     });
 }
 
@@ -113,7 +113,7 @@ fn what_follows_the_end_of_a_name_is_not_part_of_it() {
 fn a_directory_that_becomes_a_link_under_a_guests_hands_leads_nowhere() {
     static OVER: AtomicBool = AtomicBool::new(false);
     with_server(|client| {
-        let outside = client.directory.path().join("outside");
+        let outside = client.directory.join("outside");
         for directory in [outside.clone(), client.data("d")] {
             fs::create_dir(&directory).unwrap();
             fs::write(directory.join("file"), directory.to_str().unwrap()).unwrap();
