@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
+	e2e chaos soak shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -50,7 +50,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
-	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
+	@install $(addprefix $(DEBUG)/,monohull-bench monohull-chaos monohull-soak in-container) $(TESTS)/
 	@for test in machine snapshot; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
 		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs

@@ -345,6 +345,25 @@ fn a_namespace_can_be_used_by_one_pod_after_the_other() {
     });
 }
 
+#[test]
+fn a_dead_owners_redirections_are_ended_but_not_those_of_a_pod_that_lives() {
+    in_new_namespace(async || {
+        ip("link add eth0 type veth peer name peer\nlink set eth0 up\nlink set peer up", None);
+        let handle = discover::connect().unwrap();
+        let found = Network::discover().await.unwrap().found;
+        let interface = found.interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
+        let mut changes = Changes::subscribe().unwrap();
+        let (_, descriptor) = Tap::join(&handle, interface).await.unwrap();
+        give_back().await.unwrap();
+        assert_eq!(filters().matches("mirred").count(), 1, "{}", filters());
+
+        drop(descriptor);
+        until_gone("mh0", &mut changes).await;
+        give_back().await.unwrap();
+        assert_eq!(filters(), "");
+    });
+}
+
 fn filters() -> String {
     let output = Command::new("tc").args(["filter", "show", "dev", "eth0", "ingress"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()

@@ -174,6 +174,9 @@ async fn attempt(config: &PodConfig, plan: Plan, template: Option<&Template>) ->
         Err(error) => {
             drop(vm);
             watch.ended().await;
+            if let Some(mut network) = network {
+                network::leave(&mut network).await;
+            }
             Err(error)
         }
     }
