@@ -18,6 +18,12 @@ DEBUG := $(TARGET)/debug
 ROOT := build/root
 TESTS := build/tests
 
+# What `make chaos` and `make soak` do.
+ROUNDS ?= 100
+SEED ?= 1
+FIRST ?= 0
+PODS ?= 100
+
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
@@ -111,6 +117,13 @@ fstest: build build-tests ## pjdfstest on a volume and on the host's own file sy
 matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix
 	@cp build/results/matrix/page.md docs/conformance-releases.md
+
+chaos: build build-tests ## Pods that something goes wrong with: nothing may be left (ROUNDS=100, about 7 s each; SEED=1; FIRST=0, or one ROUND=n)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(ROUNDS) * 30 + 600))} tests/run chaos --seed $(SEED) \
+		$(if $(ROUND),--round $(ROUND),--rounds $(ROUNDS) --first $(FIRST))
+
+soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, about 6 s each)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(PODS) * 30 + 600))} tests/run soak --pods $(PODS)
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench
