@@ -125,7 +125,7 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     Ok(failed.is_empty())
 }
 
-/// One round, told in a line, and at length if it fails.
+/// One round, told in a line, and at length if it fails. Of one with an error the account is in the results.
 fn one(host: &mut Host, plan: Plan) -> Report {
     let begun = Instant::now();
     let (outcome, met, words) = outcome_of(host, &plan);
@@ -133,11 +133,13 @@ fn one(host: &mut Host, plan: Plan) -> Report {
     let brief = words.lines().next().unwrap_or_default();
     println!("round {} of seed {}: {plan}: {outcome} after {seconds:.1} s  {brief}", plan.round, plan.seed);
     let report = Report { plan, outcome, seconds, met, words };
-    if !outcome.is_good() {
+    if outcome != Outcome::Ok {
         let account = account(host, &report);
-        let name = format!("failure-{}-{}.txt", report.plan.seed, report.plan.round);
+        let name = format!("round-{}-{}.txt", report.plan.seed, report.plan.round);
         let _ = fs::write(Path::new(RESULTS).join(name), &account);
-        println!("{account}");
+        if !outcome.is_good() {
+            println!("{account}");
+        }
     }
     report
 }
@@ -197,7 +199,7 @@ fn trouble_of(result: Result<(), Trouble>) -> Option<(Outcome, String)> {
     }
 }
 
-/// All that is known of a failure.
+/// All that is known of a round.
 fn account(host: &Host, report: &Report) -> String {
     let Report { plan, outcome, words, .. } = report;
     let output = |program: &str, arguments: &[&str]| finish(Command::new(program).args(arguments)).text();
