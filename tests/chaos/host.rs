@@ -27,7 +27,7 @@ pub(crate) const CGROUP: &str = "/sys/fs/cgroup/chaos";
 /// Where containers' output goes, and a directory that they share.
 pub(crate) const LOGS: &str = "/run/chaos/logs";
 const VOLUME: &str = "/run/chaos/volume";
-/// The network namespace of a round's pod, and the host's end of its one interface.
+/// The network namespace of the pods, and the host's end of its one interface.
 const NETWORK: &str = "chaos";
 const HOST_END: &str = "chaos0";
 /// How long may be left what goes by itself.
@@ -37,6 +37,7 @@ const SETTLING: Duration = Duration::from_secs(20);
 pub(crate) struct Host {
     pub(crate) engine: Engine,
     pub(crate) events: Events,
+    network: Network,
     before: Census,
     /// How much of containerd's log was there before the round.
     logged: usize,
@@ -63,7 +64,8 @@ impl Host {
             Ok(String::new())
         })?;
         let events = Events::subscribe(&engine)?;
-        let mut host = Self { engine, events, before: Census::default(), logged: 0, restarted: false };
+        let network = Network::new();
+        let mut host = Self { engine, events, network, before: Census::default(), logged: 0, restarted: false };
         for root in [Root::Directory, Root::Extents] {
             let output = host.pod_that_ends(root);
             if output.code() != 0 {
@@ -71,15 +73,14 @@ impl Host {
             }
         }
         host.begin_round();
-        // Each round has one.
-        let _network = Network::new();
         host.before = Census::take_with_engine(&host.engine.bundles(), host.engine.pid());
         Ok(host)
     }
 
-    /// What is left of a round after some time.
+    /// What is left of a round after some time, in the pods' network too.
     pub(crate) fn left(&self) -> io::Result<Vec<String>> {
-        Census::settle(&self.before, &self.engine.bundles(), self.engine.pid(), SETTLING)
+        let left = Census::settle(&self.before, &self.engine.bundles(), self.engine.pid(), SETTLING)?;
+        Ok(left.into_iter().chain(self.network.left()).collect())
     }
 
     /// Forgets what rounds before have said, and removes what ctr leaves when its call fails: the FIFOs of a task that it can't
@@ -112,19 +113,18 @@ impl Host {
 
     /// A pod from start to end, with nothing going wrong.
     pub(crate) fn pod_that_ends(&self, root: Root) -> Output {
-        let network = Network::new();
         let id = format!("next-{}", unique());
         let mut ctr = self.engine.ctr(&["run", "--rm", "--runtime", MONOHULL]);
-        ctr.args(options(&id, root, &network)).args([IMAGE, &id, "echo", "hello"]);
+        ctr.args(options(&id, root)).args([IMAGE, &id, "echo", "hello"]);
         finish(&mut ctr)
     }
 
     /// The command that runs a round's container. It prints a word, and its exit code after SIGTERM is 7.
-    pub(crate) fn run_command(&self, id: &str, root: Root, network: &Network) -> Command {
+    pub(crate) fn run_command(&self, id: &str, root: Root) -> Command {
         let log = format!("file://{}", log_of(id).display());
         let mut ctr = self.engine.ctr(&["run", "--detach", "--runtime", MONOHULL, "--log-uri", &log]);
         let script = "trap 'exit 7' TERM; echo up; sleep 1000 & wait";
-        ctr.args(options(id, root, network)).args([IMAGE, id, "sh", "-c", script]);
+        ctr.args(options(id, root)).args([IMAGE, id, "sh", "-c", script]);
         ctr
     }
 }
@@ -141,37 +141,37 @@ pub(crate) fn log_of(id: &str) -> PathBuf {
     Path::new(LOGS).join(id)
 }
 
-fn options(id: &str, root: Root, network: &Network) -> Vec<String> {
+fn options(id: &str, root: Root) -> Vec<String> {
     let snapshotter = match root {
         Root::Directory => "overlayfs",
         Root::Extents => "erofs",
     };
     let volume = format!("type=bind,src={VOLUME},dst=/volume,options=rbind:rw");
-    let namespace = format!("network:{}", network.namespace.path().display());
+    let namespace = format!("network:/run/netns/{NETWORK}");
     let cgroup = format!("/{}/{id}", Path::new(CGROUP).file_name().unwrap_or_default().display());
     let options =
         ["--snapshotter", snapshotter, "--mount", &volume, "--with-ns", &namespace, "--cgroup", &cgroup];
     options.map(str::to_owned).to_vec()
 }
 
-/// A pod's network, as an engine's plugin makes it. Dropping it removes it.
-pub(crate) struct Network {
-    namespace: Namespace,
+/// The pods' network: one for all, which each has to leave as it was. Dropping it removes it.
+struct Network {
+    _namespace: Namespace,
 }
 
 impl Network {
     /// A namespace with one interface.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let namespace = Namespace::new(NETWORK);
         ip(&format!("link add {HOST_END} type veth peer name eth0 netns {NETWORK}"));
         ip(&format!("link set {HOST_END} up"));
         ip(&format!("-n {NETWORK} addr add 10.88.0.2/24 dev eth0"));
         ip(&format!("-n {NETWORK} link set eth0 up"));
-        Self { namespace }
+        Self { _namespace: namespace }
     }
 
     /// What a pod has left in it: taps, and redirections.
-    pub(crate) fn left(&self) -> Vec<String> {
+    fn left(&self) -> Vec<String> {
         let links = finish(Command::new("ip").args(["-n", NETWORK, "-o", "link"])).text();
         let filters = finish(Command::new("tc").args(["-n", NETWORK, "filter", "show", "dev", "eth0", "ingress"]));
         let ours = |line: &&str| !line.contains(": lo:") && !line.contains(": eth0@");

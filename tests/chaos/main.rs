@@ -152,9 +152,8 @@ fn outcome_of(host: &mut Host, plan: &Plan) -> (Outcome, bool, String) {
     };
     let lived = round.live();
     let met = round.met();
-    let removed = round.remove();
+    let removed = round.remove(lived.is_err());
     let lifted = round.lift();
-    let left = round.left();
     let verdict = |host: &Host| {
         if let Some(bad) = trouble_of(removed).or(lifted.err().map(broken)) {
             return bad;
@@ -167,7 +166,7 @@ fn outcome_of(host: &mut Host, plan: &Plan) -> (Outcome, bool, String) {
             Err(Trouble::Told(words)) => Some(words),
             Err(trouble) => return trouble_of(Err(trouble)).unwrap_or((Outcome::Harness, String::new())),
         };
-        match left {
+        match host.left() {
             Ok(left) if left.is_empty() => {}
             Ok(left) => return (Outcome::Leak, format!("{}\n(told: {told:?})", left.join("; "))),
             Err(error) => return broken(error),
@@ -183,7 +182,6 @@ fn outcome_of(host: &mut Host, plan: &Plan) -> (Outcome, bool, String) {
             None => (Outcome::Ok, String::new()),
         }
     };
-    drop(round);
     let (outcome, words) = verdict(host);
     (outcome, met.unwrap_or(false), words)
 }

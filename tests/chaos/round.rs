@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::client::{Client, Ended};
 use crate::events::Events;
 use crate::fault::Active;
-use crate::host::{Host, Network, STATE, log_of};
+use crate::host::{Host, STATE, log_of};
 use crate::plan::{Operation, Plan, Sign, Subject};
 
 /// What a call may take. The longest deadline on the way is that of a guest's boot, 60 s.
@@ -50,7 +50,6 @@ pub(crate) struct Round<'a> {
     host: &'a mut Host,
     plan: &'a Plan,
     id: String,
-    network: Network,
     watch: Watch,
     active: Option<Active>,
 }
@@ -64,7 +63,7 @@ impl<'a> Round<'a> {
         let pod = pods.join(&id);
         let logs = log_of(&id).parent().map(PathBuf::from).unwrap_or_default();
         let watch = Watch::new(vec![bundles, bundle, STATE.into(), pods, pod, logs])?;
-        Ok(Self { host, plan, id, network: Network::new(), watch, active: None })
+        Ok(Self { host, plan, id, watch, active: None })
     }
 
     /// Whether there was something for the fault to meet; `None` when its step did not come.
@@ -72,16 +71,9 @@ impl<'a> Round<'a> {
         self.active.as_ref().map(|active| active.met)
     }
 
-    /// What the pod has left, in its network too, after some time.
-    pub(crate) fn left(&self) -> io::Result<Vec<String>> {
-        let mut left = self.host.left()?;
-        left.extend(self.network.left());
-        Ok(left)
-    }
-
     /// The pod's life, up to the first trouble.
     pub(crate) fn live(&mut self) -> Result<(), Trouble> {
-        let run = self.host.run_command(&self.id, self.plan.root, &self.network);
+        let run = self.host.run_command(&self.id, self.plan.root);
         self.call(Some(Operation::Run), run)?;
         if self.plan.at().operation == Operation::Exec {
             let words = ["task", "exec", "--exec-id", EXEC, &self.id, "echo", "hello"];
@@ -102,19 +94,22 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Removes what is there of the pod, and lifts the fault if that is in the way.
-    pub(crate) fn remove(&mut self) -> Result<(), Trouble> {
+    /// Removes what is there of the pod, its task too if `running`, and lifts the fault if that is in the way.
+    pub(crate) fn remove(&mut self, running: bool) -> Result<(), Trouble> {
         let begun = Instant::now();
         loop {
-            let delete = self.host.engine.ctr(&["task", "delete", "--force", &self.id]);
-            let task = self.run(delete)?;
+            let mut words = String::new();
+            if running {
+                let delete = self.host.engine.ctr(&["task", "delete", "--force", &self.id]);
+                words = self.run(delete)?.stderr;
+            }
             let delete = self.host.engine.ctr(&["container", "delete", &self.id]);
             let container = self.run(delete)?;
             if container.status.success() || container.stderr.contains("not found") {
                 break;
             }
             if begun.elapsed() > REMOVAL {
-                let words = format!("the pod can't be removed: {}{}", task.stderr, container.stderr);
+                let words = format!("the pod can't be removed: {words}{}", container.stderr);
                 return Err(Trouble::Stuck(words));
             }
             if begun.elapsed() > LIFTING {
