@@ -90,6 +90,7 @@ shellcheck:
 
 unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
 	cargo test --workspace --exclude monohull-tests --locked
+	cargo test -p monohull-tests --lib --bins --locked
 
 guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
 	@agent/tests/in-guest

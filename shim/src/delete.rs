@@ -234,7 +234,8 @@ fn give_back_network(path: PathBuf) -> Result<(), String> {
         runtime.block_on(network::give_back()).map_err(|e| chain(&e))
     };
     // A thread of its own: hooks are still to be run where the process is.
-    let given_back = thread::Builder::new().spawn(give_back).map_err(|e| format!("cannot start a thread: {e}"))?;
+    let given_back =
+        thread::Builder::new().spawn(give_back).map_err(|e| format!("cannot start a thread: {e}"))?;
     given_back.join().unwrap_or_else(|_| Err("the network is not given back".into()))
 }
 

@@ -65,11 +65,16 @@ impl Host {
         })?;
         let events = Events::subscribe(&engine)?;
         let network = Network::new();
-        let mut host = Self { engine, events, network, before: Census::default(), logged: 0, restarted: false };
+        let mut host =
+            Self { engine, events, network, before: Census::default(), logged: 0, restarted: false };
         for root in [Root::Directory, Root::Extents] {
             let output = host.pod_that_ends(root);
             if output.code() != 0 {
-                return Err(io::Error::other(format!("no pod starts: {}{}", output.stderr, host.engine.log())));
+                return Err(io::Error::other(format!(
+                    "no pod starts: {}{}",
+                    output.stderr,
+                    host.engine.log()
+                )));
             }
         }
         host.begin_round();
@@ -173,7 +178,8 @@ impl Network {
     /// What a pod has left in it: taps, and redirections.
     fn left(&self) -> Vec<String> {
         let links = finish(Command::new("ip").args(["-n", NETWORK, "-o", "link"])).text();
-        let filters = finish(Command::new("tc").args(["-n", NETWORK, "filter", "show", "dev", "eth0", "ingress"]));
+        let filters =
+            finish(Command::new("tc").args(["-n", NETWORK, "filter", "show", "dev", "eth0", "ingress"]));
         let ours = |line: &&str| !line.contains(": lo:") && !line.contains(": eth0@");
         let links = links.lines().filter(ours).map(|line| format!("link {line}"));
         links.chain(filters.text().lines().map(|line| format!("filter {line}"))).collect()

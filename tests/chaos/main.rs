@@ -113,7 +113,8 @@ fn run(arguments: &Arguments) -> io::Result<bool> {
     let tables = outcome::tables(&reports);
     let took = begun.elapsed().as_secs_f64();
     let each = took / reports.len().max(1) as f64;
-    let last = format!("{} rounds of seed {} in {took:.0} s, {each:.1} s each", reports.len(), arguments.seed);
+    let last =
+        format!("{} rounds of seed {} in {took:.0} s, {each:.1} s each", reports.len(), arguments.seed);
     print!("{tables}");
     fs::write(Path::new(RESULTS).join("table.md"), format!("{tables}\n{last}\n"))?;
     fs::write(Path::new(RESULTS).join("errors.txt"), outcome::errors(&reports))?;

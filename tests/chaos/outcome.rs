@@ -64,7 +64,10 @@ impl Report {
     pub(crate) fn line(&self) -> String {
         let Self { plan, outcome, seconds, words, .. } = self;
         let words = words.replace(['\t', '\n'], " ");
-        format!("{}\t{}\t{}\t{}\t{outcome}\t{seconds:.1}\t{words}\n", plan.seed, plan.round, plan.fault, plan.step)
+        format!(
+            "{}\t{}\t{}\t{}\t{outcome}\t{seconds:.1}\t{words}\n",
+            plan.seed, plan.round, plan.fault, plan.step
+        )
     }
 }
 
@@ -92,7 +95,8 @@ impl Count {
 pub(crate) fn tables(reports: &[Report]) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "\n### Outcomes by fault\n\n{}", by_fault(reports));
-    let _ = writeln!(text, "\n### Outcomes by step and fault: ok/clear error/failure\n\n{}", by_step(reports));
+    let _ =
+        writeln!(text, "\n### Outcomes by step and fault: ok/clear error/failure\n\n{}", by_step(reports));
     text
 }
 
@@ -104,7 +108,8 @@ fn faults() -> Vec<String> {
 }
 
 fn by_fault(reports: &[Report]) -> String {
-    let mut table = Table::new(&["fault", "rounds", "ok", "clear error", "failure", "met nothing", "longest, s"]);
+    let mut table =
+        Table::new(&["fault", "rounds", "ok", "clear error", "failure", "met nothing", "longest, s"]);
     let mut row = |name: &str, of: &[&Report]| {
         let mut count = Count::default();
         of.iter().for_each(|report| count.add(report.outcome));
@@ -116,7 +121,10 @@ fn by_fault(reports: &[Report]) -> String {
         table.row(&cells);
     };
     for fault in faults() {
-        row(&fault, &reports.iter().filter(|report| report.plan.fault.to_string() == fault).collect::<Vec<_>>());
+        row(
+            &fault,
+            &reports.iter().filter(|report| report.plan.fault.to_string() == fault).collect::<Vec<_>>(),
+        );
     }
     row("all", &reports.iter().collect::<Vec<_>>());
     table.markdown()

@@ -130,7 +130,10 @@ impl<'a> Round<'a> {
     fn call(&mut self, operation: Option<Operation>, mut command: Command) -> Result<Ended, Trouble> {
         let name = words_of(&command);
         let mut client = Client::start(&mut command)?;
-        if Some(self.plan.at().operation) == operation && self.active.is_none() && self.reached(&mut client)? {
+        if Some(self.plan.at().operation) == operation
+            && self.active.is_none()
+            && self.reached(&mut client)?
+        {
             // When exactly it comes is the fault's parameter.
             thread::sleep(self.plan.delay);
             self.active = Some(Active::inject(self.host, self.plan)?);
@@ -155,7 +158,11 @@ impl<'a> Round<'a> {
         let end = client.end().try_clone_to_owned()?;
         let ended = wait(&mut self.active, &self.watch, CALL, &[end.as_fd()], || client.status().is_some())?;
         let left = client.finish()?;
-        if ended { Ok(left) } else { Err(Trouble::Stuck(format!("{name}: no end after {} s", CALL.as_secs()))) }
+        if ended {
+            Ok(left)
+        } else {
+            Err(Trouble::Stuck(format!("{name}: no end after {} s", CALL.as_secs())))
+        }
     }
 
     /// Waits for the step of the fault; false when it does not come any more.

@@ -116,7 +116,10 @@ fn soak(pods: u64) -> io::Result<bool> {
         println!("\n{last}: too few to tell a trend");
         return Ok(false);
     }
-    println!("\n{last}: {}", if trends.is_empty() { "no trend".into() } else { format!("TREND: {}", trends.join(", ")) });
+    println!(
+        "\n{last}: {}",
+        if trends.is_empty() { "no trend".into() } else { format!("TREND: {}", trends.join(", ")) }
+    );
     Ok(trends.is_empty())
 }
 
@@ -130,12 +133,17 @@ fn residents() -> BTreeMap<String, u32> {
 /// A pod from start to end. Returns how long its start took, in milliseconds.
 fn pod(engine: &Engine, id: &str) -> io::Result<f64> {
     let begun = Instant::now();
-    let script = format!("dd if=/dev/zero bs=64k count={} 2> /dev/null | tr '\\0' x; exec sleep 1000", LOG_BYTES >> 16);
+    let script = format!(
+        "dd if=/dev/zero bs=64k count={} 2> /dev/null | tr '\\0' x; exec sleep 1000",
+        LOG_BYTES >> 16
+    );
     start(engine, id, &script)?;
     let took = begun.elapsed().as_secs_f64() * 1e3;
     for (container, exec) in [(id, "first"), (id, "second"), (RESIDENT, id)] {
         let words = ["task", "exec", "--exec-id", exec, container, "echo", "hello"];
-        expect(finish(&mut engine.ctr(&words)).text() == "hello\n", || format!("{container} does not serve an exec"))?;
+        expect(finish(&mut engine.ctr(&words)).text() == "hello\n", || {
+            format!("{container} does not serve an exec")
+        })?;
     }
     let (log, directory) = (log_of(id), PathBuf::from(LOGS));
     let arrived = || fs::metadata(&log).is_ok_and(|log| log.len() >= LOG_BYTES);

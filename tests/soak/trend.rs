@@ -31,8 +31,8 @@ impl Thirds {
         if third == 0 {
             return None;
         }
-        let [first, middle, last] =
-            [&counted[..third], &counted[third..counted.len() - third], &counted[counted.len() - third..]];
+        let (first, rest) = counted.split_at_checked(third)?;
+        let (middle, last) = rest.split_at_checked(rest.len() - third)?;
         let medians = [first, middle, last].map(median);
         let deviations: Vec<f64> = [first, middle, last]
             .into_iter()
@@ -46,7 +46,8 @@ impl Thirds {
     /// is reached early and then kept is no trend.
     pub(crate) fn grows(&self, allowance: Allowance) -> bool {
         let [first, middle, last] = self.medians;
-        let above = |earlier: f64| last - earlier > self.noise.max(allowance.part * earlier + allowance.amount);
+        let above =
+            |earlier: f64| last - earlier > self.noise.max(allowance.part * earlier + allowance.amount);
         above(first) && last - middle > self.noise.max((allowance.part * middle + allowance.amount) / 2.0)
     }
 }

@@ -169,7 +169,8 @@ fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     let mut kinds = BTreeMap::new();
     for file in open_files(pid) {
         // "socket:[7]", "pipe:[7]", "anon_inode:[eventfd]"
-        let kind = if file.starts_with("anon_inode:") { &file } else { file.split(":[").next().unwrap_or(&file) };
+        let kind =
+            if file.starts_with("anon_inode:") { &file } else { file.split(":[").next().unwrap_or(&file) };
         *kinds.entry(kind.to_owned()).or_default() += 1;
     }
     kinds
