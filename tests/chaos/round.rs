@@ -21,6 +21,8 @@ use crate::plan::{Operation, Plan, Sign, Subject};
 const CALL: Duration = Duration::from_secs(90);
 /// How long after a call its later signs may come.
 const AFTERMATH: Duration = Duration::from_secs(10);
+/// How long a container may take to say something, which a stopped process keeps back for 6 s.
+const OUTPUT: Duration = Duration::from_secs(30);
 /// How long clients try again to remove a pod, as the kubelet does …
 const REMOVAL: Duration = Duration::from_secs(45);
 /// … and from when on without the fault.
@@ -75,6 +77,7 @@ impl<'a> Round<'a> {
     pub(crate) fn live(&mut self) -> Result<(), Trouble> {
         let run = self.host.run_command(&self.id, self.plan.root);
         self.call(Some(Operation::Run), run)?;
+        self.wait_for_output()?;
         if self.plan.at().operation == Operation::Exec {
             let words = ["task", "exec", "--exec-id", EXEC, &self.id, "echo", "hello"];
             let exec = self.host.engine.ctr(&words);
@@ -182,6 +185,17 @@ impl<'a> Round<'a> {
         }
         let deadline = Instant::now() + AFTERMATH;
         Ok(self.watch.until(deadline, &[told.as_fd()], || shows(sign, &id, &bundles, events))?)
+    }
+
+    /// Waits for the container's first word: before, it does not catch the signal that is to stop it. One that has ended, or that
+    /// has lost what it needs to say something, has none; what follows tells.
+    fn wait_for_output(&mut self) -> Result<(), Trouble> {
+        let told: OwnedFd = self.host.events.descriptor().try_clone_to_owned()?;
+        let (id, bundles, events) = (&self.id, self.host.engine.bundles(), &mut self.host.events);
+        let ended = Sign::Event("/tasks/exit", Subject::Container);
+        let condition = || [Sign::Output, ended].into_iter().any(|sign| shows(sign, id, &bundles, events));
+        wait(&mut self.active, &self.watch, OUTPUT, &[told.as_fd()], condition)?;
+        Ok(())
     }
 
     fn wait_for_exit(&mut self) -> Result<(), Trouble> {
