@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck unit guest-tests \
-	e2e chaos soak shimtest containerd-client critest nerdctl matrix fstest bench host-shell clean
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
+	hostile guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -57,7 +57,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
 	@install $(addprefix $(DEBUG)/,monohull-bench monohull-chaos monohull-soak in-container) $(TESTS)/
-	@for test in machine snapshot; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
+	@for test in machine snapshot hostile; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
 		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
@@ -74,7 +74,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 test: ## Everything CI runs
 	@tests/all
 
-check: fmt lint deny shellcheck ## Formatting, lints, dependencies, shell scripts
+check: fmt lint deny shellcheck named-tests ## Formatting, lints, dependencies, shell scripts, tests that pages name
 
 fmt:
 	cargo fmt --all --check
@@ -88,15 +88,27 @@ deny:
 shellcheck:
 	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh .ci/run
 
+named-tests:
+	@tests/tools/named-tests
+
 unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
 	cargo test --workspace --exclude monohull-tests --locked
 	cargo test -p monohull-tests --lib --bins --locked
+
+hostile: named-tests ## Hostile guests on /dev/kvm, hostile VMMs and agents, bad names for the fs server (part of `make unit`; needs root)
+	cargo test --locked -p monohull-vmm --test hostile
+	cargo test --locked -p monohull-fs --test server hostile
+	cargo test --locked -p monohull-runtime --lib hostile
+	cargo test --locked -p containerd-shim-monohull hostile
 
 guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
 	@agent/tests/in-guest
 
 e2e: build build-tests ## End-to-end tests in the test host, the long ones too (FILTER=name for some)
 	@for part in $(or $(FILTER),monohull:: block:: ctr:: nerdctl::); do tests/run e2e --include-ignored $$part; done
+
+security: build build-tests ## How a pod's processes are confined, seen from the host, and the system calls its VMM can make
+	@tests/run e2e --nocapture security::
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest

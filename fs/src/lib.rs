@@ -6,4 +6,5 @@
 
 pub mod cache;
 pub mod jail;
+mod names;
 pub mod relay;

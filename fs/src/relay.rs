@@ -20,6 +20,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 
 use crate::cache::{Cache, Exchange, MOMENT};
 use crate::jail::Jail;
+use crate::names;
 
 type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 type Region = GuestRegionMmap<BitmapMmapRegion>;
@@ -37,6 +38,12 @@ const AVAIL_INDEX: GuestAddress = GuestAddress(AVAIL.0 + 2);
 const USED: GuestAddress = GuestAddress(QUEUE + 2048);
 /// Descriptors: one for the request, one for the reply.
 const QUEUE_SIZE: u16 = 2;
+/// Lengths of `struct fuse_in_header` and `struct fuse_out_header`, with which a request and a reply begin (linux/fuse.h),
+/// and where in the former the operation and the number of the request are.
+const IN_HEADER: u32 = 40;
+const OUT_HEADER: u32 = 16;
+const OPERATION: u64 = 4;
+const UNIQUE: u64 = 8;
 /// Flags of a descriptor.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -91,9 +98,10 @@ impl std::fmt::Debug for Relay {
 impl Relay {
     /// Takes the server's end of the socket and the memory file.
     pub fn new(channel: OwnedFd, memory: OwnedFd) -> Result<Self, RelayError> {
+        let memory = File::from(memory);
         protocol::check_memory(&memory).map_err(RelayError::Setup)?;
         let size = usize::try_from(MEMORY_SIZE).map_err(|e| RelayError::Setup(io::Error::other(e)))?;
-        let slots = MmapRegion::from_file(FileOffset::new(File::from(memory), 0), size)
+        let slots = MmapRegion::from_file(FileOffset::new(memory, 0), size)
             .map_err(|error| RelayError::Setup(io::Error::other(error)))?;
         let slots = region(slots, GuestAddress(0)).map_err(RelayError::Setup)?;
         Ok(Self { channel, slots })
@@ -238,6 +246,9 @@ impl Hand {
     fn answer(&mut self, server: &Server<PassthroughFs>, request: Request) -> Option<u32> {
         let slot = u64::from(request.slot) * u64::from(SLOT_SIZE);
         let reply = slot + u64::from(protocol::reply_offset(request.length));
+        if self.names_are_bad(slot, request.length)? {
+            return self.refuse(slot, reply, request.room);
+        }
         self.describe(0, slot, request.length, if request.room > 0 { NEXT } else { 0 })?;
         self.describe(1, reply, request.room, WRITE)?;
         self.turn = self.turn.wrapping_add(1);
@@ -247,6 +258,31 @@ impl Hand {
         let writer = Writer::new(&self.memory, chain).ok()?;
         let length = server.handle_message(reader, writer, None::<&mut ()>).ok()?;
         u32::try_from(length).ok()
+    }
+
+    /// Whether a request names files by what is no name. What the VMM changes after this look is bounded by the jail.
+    fn names_are_bad(&self, slot: u64, length: u32) -> Option<bool> {
+        let operation: u32 = self.memory.read_obj(GuestAddress(slot + OPERATION)).ok()?;
+        if !names::has_any(operation) {
+            return Some(false);
+        }
+        let mut bytes = [0; names::MOST];
+        let count = usize::try_from(length.saturating_sub(IN_HEADER)).ok()?.min(bytes.len());
+        let arguments = bytes.get_mut(..count)?;
+        self.memory.read_slice(arguments, GuestAddress(slot + u64::from(IN_HEADER))).ok()?;
+        Some(names::are_bad(operation, arguments))
+    }
+
+    /// Answers "invalid argument". Returns the length of the reply.
+    fn refuse(&self, slot: u64, reply: u64, room: u32) -> Option<u32> {
+        if room < OUT_HEADER {
+            return None;
+        }
+        let unique: [u8; 8] = self.memory.read_obj(GuestAddress(slot + UNIQUE)).ok()?;
+        self.memory.write_obj(OUT_HEADER, GuestAddress(reply)).ok()?;
+        self.memory.write_obj(-(nix::errno::Errno::EINVAL as i32), GuestAddress(reply + 4)).ok()?;
+        self.memory.write_obj(unique, GuestAddress(reply + 8)).ok()?;
+        Some(OUT_HEADER)
     }
 
     /// Writes a descriptor. The entries of the available ring are never written: they are all zero, as is the index of

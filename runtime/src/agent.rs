@@ -13,6 +13,12 @@ use ttrpc::{Code, context};
 use crate::process::Exit;
 use crate::text;
 
+mod bounded;
+#[cfg(test)]
+mod hostile;
+
+use bounded::Bounded;
+
 /// Turns a guest that is stuck into an error. Creating a container mounts and copies: it is the slowest call.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Linux's PID_MAX_LIMIT.
@@ -95,7 +101,7 @@ pub(crate) struct ProcessKey {
 impl Agent {
     /// Takes the connection that the agent opened.
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { client: AgentClient::new(ttrpc::r#async::Client::new(Socket::new(stream))) }
+        Self { client: AgentClient::new(ttrpc::r#async::Client::new(Socket::new(Bounded::new(stream)))) }
     }
 
     pub(crate) async fn create_sandbox(
@@ -184,7 +190,7 @@ impl Agent {
         const CALL: &str = "ListProcesses";
         let answer =
             within(CALL, self.client.list_processes(unlimited(), &container_request(container))).await?;
-        // The transport bounds the answer's length to 4 MiB, and with it their number.
+        // The connection bounds the answer's length, and with it their number.
         let checked = answer.processes.into_iter().map(|process| {
             let good =
                 process.exec_id.is_empty() || crate::state::check_id("exec id", &process.exec_id).is_ok();

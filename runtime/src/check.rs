@@ -1,6 +1,7 @@
 //! Can this machine run pods? One [`Finding`] per thing that was looked at, each with what to do about it.
 
 mod host;
+mod jail;
 mod kvm;
 mod programs;
 
@@ -73,6 +74,7 @@ pub fn all(settings: Result<Settings, SettingsError>) -> Vec<Finding> {
     });
     findings.extend(kvm::look());
     findings.extend(host::look(&settings));
+    findings.extend(jail::look());
     findings.extend(programs::look(&settings));
     findings
 }

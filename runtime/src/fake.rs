@@ -12,9 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use monohull_protocol::{RPC_PORT, agent as proto, agent_ttrpc};
-use monohull_vmm::api::{
-    Action, CONTROL_FD, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, SECTOR, Saved, VmConfig,
-};
+use monohull_vmm::api::{CONTROL_FD, Event, ExitReason, FdRole, FromVmm, VmConfig};
 use monohull_vmm::ipc::Channel;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,6 +21,8 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::r#async::transport::{Listener, Socket};
 
 use crate::settings::Settings;
+
+mod requests;
 
 /// Guest pid of the init process of any container.
 pub(crate) const PID: u32 = 7;
@@ -50,9 +50,21 @@ pub(crate) enum Mode {
     RefusesExtents,
     /// The kernel of a guest that is forked panics.
     ForksPanic,
+    /// The VMM tells of the agent's connection, and sends none.
+    ConnectsNothing,
+    /// The VMM starts a thousand times.
+    StartsForEver,
+    /// The VMM sends more than a message can be.
+    Bloats,
+    /// The VMM answers with what was not asked for, and what nobody asked.
+    AnswersWrongly,
+    /// The VMM answers to nothing.
+    AnswersNothing,
+    /// The VMM closes its socket when it is asked for something, and lives on.
+    HangsUp,
 }
 
-const MODES: [Mode; 10] = [
+const MODES: [Mode; 16] = [
     Mode::Good,
     Mode::Panics,
     Mode::Resets,
@@ -63,6 +75,12 @@ const MODES: [Mode; 10] = [
     Mode::Immortal,
     Mode::RefusesExtents,
     Mode::ForksPanic,
+    Mode::ConnectsNothing,
+    Mode::StartsForEver,
+    Mode::Bloats,
+    Mode::AnswersWrongly,
+    Mode::AnswersNothing,
+    Mode::HangsUp,
 ];
 
 /// The files of a host whose VMM is fake.
@@ -186,6 +204,7 @@ impl Fake {
                 fake.control.send(&"babble", &[]).unwrap();
                 std::future::pending::<()>().await;
             }
+            Mode::ConnectsNothing | Mode::Bloats | Mode::StartsForEver => fake.misbehave().await,
             _ => {}
         }
         fake.send(FromVmm::Event(Event::Started { marks: vec![("vcpus run".into(), 1)] }), &[]);
@@ -226,55 +245,6 @@ impl Fake {
 
     fn exit(&self, reason: ExitReason) {
         self.send(FromVmm::Event(Event::Exited { reason }), &[]);
-        std::process::exit(0);
-    }
-
-    fn serve_requests(&self) {
-        let mut sectors = 0;
-        while let Ok(Some((request, fds))) = self.control.receive::<Request>() {
-            let result = match request.action {
-                Action::AddExtent { .. } if self.mode == Mode::RefusesExtents => {
-                    Err("the disk is full".into())
-                }
-                Action::AddExtent { read_only } => {
-                    let size = File::from(fds.into_iter().next().unwrap()).metadata().unwrap().len() / SECTOR;
-                    self.note(&format!("extent at {sectors} read_only={read_only}"));
-                    sectors += size;
-                    Ok(Done::ExtentAdded { start: sectors - size, sectors: size })
-                }
-                Action::Stop if self.mode == Mode::Immortal => continue,
-                Action::Stop => {
-                    self.note("stop");
-                    self.exit(ExitReason::Stopped);
-                    return;
-                }
-                // A guest that takes what it is given, a moment later.
-                Action::SetMemory { mib } => {
-                    self.note(&format!("memory {mib}"));
-                    let result = Ok(Done::Memory { plugged_mib: 0 });
-                    self.send(FromVmm::Reply(Reply { id: request.id, result }), &[]);
-                    self.send(FromVmm::Event(Event::MemoryReached { mib }), &[]);
-                    continue;
-                }
-                Action::AwaitReports { mib } => {
-                    self.note(&format!("await reports {mib}"));
-                    self.send(FromVmm::Event(Event::FreeReported), &[]);
-                    Ok(Done::Ok)
-                }
-                Action::Snapshot => {
-                    self.note("snapshot");
-                    for fd in fds {
-                        File::from(fd).write_all(b"saved").unwrap();
-                    }
-                    Ok(Done::Saved(Saved { state_bytes: 5, memory_bytes: 5 }))
-                }
-                other => {
-                    self.note(&format!("{other:?}"));
-                    Ok(Done::Ok)
-                }
-            };
-            self.send(FromVmm::Reply(Reply { id: request.id, result }), &[]);
-        }
         std::process::exit(0);
     }
 

@@ -17,6 +17,7 @@ pub mod network;
 pub mod pod;
 pub mod process;
 pub mod rootfs;
+pub mod security;
 pub mod settings;
 pub mod share;
 pub mod size;

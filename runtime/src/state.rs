@@ -365,6 +365,23 @@ mod tests {
         assert!(fs::read_dir(&dir).unwrap().next().is_none());
     }
 
+    /// CVE-2026-1386: a link in a place where root makes and removes files.
+    #[test]
+    fn a_link_in_the_place_of_a_pods_directory_is_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let precious = root.path().join("precious");
+        fs::create_dir(&precious).unwrap();
+        let dir = pod_dir(root.path(), "n", "p1").unwrap();
+        fs::create_dir(root.path().join("n")).unwrap();
+        std::os::unix::fs::symlink(&precious, &dir).unwrap();
+        assert!(matches!(create(&dir), Err(StateError::Exists(_))));
+        // Also if a pod's remains are what it leads to.
+        state(DEAD, None).write(&precious).unwrap();
+        let _ = create(&dir);
+        cleanup(&dir).unwrap();
+        assert!(PodState::read(&precious).is_ok(), "what it leads to is there");
+    }
+
     #[test]
     fn cleanup_kills_the_vmm_but_no_later_process_with_its_pid() {
         let root = tempfile::tempdir().unwrap();

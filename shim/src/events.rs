@@ -86,6 +86,10 @@ impl Publisher {
         if let Some(bundle) = bundle {
             let _ = fs::write(bundle.join(bundle::OOM), "");
         }
+        // How often is for the guest to say: room is kept for events that matter more.
+        if self.queue.as_ref().is_some_and(|queue| queue.capacity() < QUEUE / 2) {
+            return;
+        }
         let event = TaskOOM { container_id: container.to_owned(), ..Default::default() };
         self.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
     }

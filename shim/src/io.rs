@@ -27,6 +27,9 @@ const BUFFER: usize = 64 * 1024;
 /// A client that takes nothing for so long while its process is being deleted, or a guest that does not close the
 /// streams of a process that has ended, is given up. Both are other people's programs.
 const STALLED: Duration = Duration::from_secs(10);
+/// How many times that, if something is taken each time: a guest may write for ever in the name of a process that has ended.
+/// Engines wait two minutes for an answer.
+const STALLS: u32 = 6;
 /// The end of a process is announced after that of its output, which some clients stop to read then (ctr of containerd
 /// 1.6); but not if it takes longer than this: nobody may be reading, or a process that it has left behind still write.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -235,6 +238,20 @@ impl Progress {
         let _ = timeout(SETTLED, self.ended()).await;
     }
 
+    /// Waits for the end of all output as long as it moves, within reason. Returns whether it has ended.
+    async fn delivered(&self) -> bool {
+        for _ in 0..STALLS {
+            let before = self.written.load(Ordering::Relaxed);
+            if within_limit(self.ended()).await.is_some() {
+                return true;
+            }
+            if self.written.load(Ordering::Relaxed) == before {
+                return false;
+            }
+        }
+        false
+    }
+
     async fn ended(&self) {
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
@@ -334,16 +351,9 @@ impl Copies {
     pub(crate) async fn finish(mut self, container: &str) {
         self.stdin = None;
         self.readers.iter().for_each(ReaderHold::release);
-        loop {
-            let before = self.progress.written.load(Ordering::Relaxed);
-            if within_limit(self.progress.ended()).await.is_some() {
-                break;
-            }
-            if self.progress.written.load(Ordering::Relaxed) == before {
-                tracing::warn!(container, "output is given up: it has not moved for {STALLED:?}");
-                self.outputs.iter().for_each(JoinHandle::abort);
-                break;
-            }
+        if !self.progress.delivered().await {
+            tracing::warn!(container, "output is given up: it does not move, or does not end");
+            self.outputs.iter().for_each(JoinHandle::abort);
         }
         if let Some(logger) = self.logger.take() {
             logger.finish(container).await;

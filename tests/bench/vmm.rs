@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use monohull_tests::vm::{Guest, Start};
-use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig};
+use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig, user_of};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -87,6 +87,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
     let [kernel, initramfs] = [File::open(files[1])?, File::open(files[2])?];
     let config = VmConfig {
         name: "bench".into(),
+        user: user_of(std::process::id()),
         memory_mib: 128,
         hotplug_mib: 0,
         vcpus: 1,

@@ -32,6 +32,7 @@ mod processes;
 mod resources;
 mod roots;
 mod sandbox;
+mod security;
 mod sockets;
 mod stdio;
 mod volumes;
@@ -53,7 +54,7 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 7] = [
+const WITH_CTR: [&[Case]; 8] = [
     pods::CTR_CASES,
     network::CASES,
     resources::CASES,
@@ -61,6 +62,7 @@ const WITH_CTR: [&[Case]; 7] = [
     mirrors::CASES,
     bad_input::CASES,
     budget::CASES,
+    security::CASES,
 ];
 const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
 

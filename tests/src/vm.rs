@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use monohull_vmm::api::{Action, Done, Event, FdRole, FromVmm, Reply, Request, Saved, VmConfig};
+use monohull_vmm::api::{Action, Done, Event, FdRole, FromVmm, Reply, Request, Saved, VmConfig, user_of};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -69,6 +69,7 @@ impl Guest {
         files.push((FdRole::Vsock, vsock.try_clone()?.into()));
         let config = VmConfig {
             name: "bare".into(),
+            user: user_of(std::process::id()),
             memory_mib: 128,
             hotplug_mib: 1024,
             vcpus: 1,

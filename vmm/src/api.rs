@@ -19,6 +19,16 @@ pub const GUEST_CID: u64 = 3;
 pub const MAX_MEMORY_MIB: u32 = 2 << 20;
 /// The guest can reach added memory in steps of this; it gets and gives back less at a time.
 pub const MEMORY_STEP_MIB: u32 = 128;
+/// What [`user_of`] adds to a process id. From here to 2^31 no user database and no user namespace has numbers, by
+/// convention (systemd's "Users, Groups, UIDs and GIDs").
+const FIRST_USER: u32 = 0x7000_0000;
+
+/// The [`VmConfig::user`] of a VMM whose owner is process `owner`: another for each owner that lives.
+pub fn user_of(owner: u32) -> u32 {
+    // Process ids have 22 bits at most (PID_MAX_LIMIT).
+    FIRST_USER | (owner & 0x3f_ffff)
+}
+
 /// Bytes per sector of the image disk (virtio 1.2 §5.2.2).
 pub const SECTOR: u64 = 512;
 
@@ -28,6 +38,8 @@ pub const SECTOR: u64 = 512;
 pub struct VmConfig {
     /// Name of the pod. Its beginning is what ps(1) and top(1) show of the VMM: `vmm:NAME`, 15 bytes in all.
     pub name: String,
+    /// User and group number that the VMM runs as, not 0 ([`user_of`]).
+    pub user: u32,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
     /// The most memory in MiB that [`Action::SetMemory`] can add later, rounded down to [`MEMORY_STEP_MIB`]; 0 for no

@@ -306,6 +306,7 @@ mod tests {
     fn config() -> VmConfig {
         VmConfig {
             name: "pod".into(),
+            user: 1,
             memory_mib: 32,
             hotplug_mib: 0,
             vcpus: 1,

@@ -3,6 +3,7 @@
 // Preparing a child between fork and exec has no safe interface.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::api::{CONTROL_FD, FromVmm, Request, VmConfig};
 use crate::ipc::Channel;
@@ -36,9 +38,10 @@ pub struct SpawnError {
 impl Vmm {
     /// Starts `binary` and sends it the configuration with its descriptors.
     ///
-    /// The process has an empty environment, a session of its own, and no descriptor but its socket and this
-    /// process's standard error, for what a crash may have to say. It dies with the *thread* that calls this (`PR_SET_PDEATHSIG`), which therefore has to be one
-    /// that lives as long as the pod.
+    /// The process has an empty environment, a session and process ids of its own, and no descriptor but its socket and
+    /// this process's standard error, for what a crash may have to say. It dies with the *thread* that calls this
+    /// (`PR_SET_PDEATHSIG`), which therefore has to be one that lives as long as the pod. The caller must be root; the
+    /// VMM stops to be when it has the configuration.
     pub fn spawn(binary: &Path, config: &VmConfig, fds: &[BorrowedFd<'_>]) -> Result<Self, SpawnError> {
         let failed = |doing: &str| {
             let doing = doing.to_owned();
@@ -125,24 +128,31 @@ fn spawn(binary: &Path, socket: &Channel) -> io::Result<Child> {
     // SAFETY: just made, and owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let number = socket.as_raw_fd();
-    let parent = std::process::id();
     let mut command = Command::new(binary);
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: `prepare_child` only makes system calls, which is allowed between fork and exec of a process with threads.
-    unsafe { command.pre_exec(move || prepare_child(number, parent)) };
-    command.spawn()
+    unsafe { command.pre_exec(move || prepare_child(number)) };
+    with_own_process_ids(|| command.spawn())
+}
+
+/// Calls `spawn`, whose child is the first process of a new process id namespace. This thread's other children are not.
+fn with_own_process_ids<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // Not our own namespace's: this process may itself make its children in another.
+    let before = File::open("/proc/thread-self/ns/pid_for_children")?;
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    let spawned = spawn();
+    // A namespace takes no further process once its first has ended.
+    setns(before, CloneFlags::CLONE_NEWPID)?;
+    spawned
 }
 
 /// Runs in the child, before it executes the VMM.
-fn prepare_child(socket: RawFd, parent: u32) -> io::Result<()> {
+fn prepare_child(socket: RawFd) -> io::Result<()> {
     let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     // SAFETY: system calls on numbers and descriptors; none touches memory.
     unsafe {
+        // If the parent has died before this line, the VMM finds its control socket closed.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        // The parent may have died before the line above.
-        if libc::getppid() as u32 != parent {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
         check(libc::setsid())?;
         if socket == CONTROL_FD {
             check(libc::fcntl(socket, libc::F_SETFD, 0))?;

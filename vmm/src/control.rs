@@ -18,7 +18,9 @@ use crate::devices::fs::Fs;
 use crate::devices::net::Net;
 use crate::ending::{Cause, Ending};
 use crate::ipc::{Channel, IpcError};
+use crate::jail::filter::Class;
 use crate::side_thread::SideThread;
+use crate::threads::Starter;
 
 /// Messages that wait for the owner to read. At the limit no further request is read, and further connections of the
 /// guest are refused.
@@ -127,20 +129,21 @@ impl Balloon for devices::balloon::Balloon {
 #[derive(Debug)]
 pub(crate) struct FsPort {
     device: Arc<Mutex<Fs>>,
+    starter: Starter,
     thread: Option<SideThread>,
 }
 
 impl FsPort {
     /// Nothing serves `device` yet.
-    pub(crate) fn new(device: Arc<Mutex<Fs>>) -> Self {
-        Self { device, thread: None }
+    pub(crate) fn new(device: Arc<Mutex<Fs>>, starter: Starter) -> Self {
+        Self { device, starter, thread: None }
     }
 }
 
 impl HostDirectories for FsPort {
     fn attach(&mut self, channel: OwnedFd, memory: File) -> Result<(), DeviceError> {
         crate::lock(&self.device).attach(channel, memory)?;
-        self.thread = Some(SideThread::start("fs", vec![self.device.clone()])?);
+        self.thread = Some(SideThread::start(&self.starter, "fs", vec![self.device.clone()])?);
         Ok(())
     }
 }
@@ -247,6 +250,7 @@ pub(crate) struct Control {
     channel: Arc<Channel>,
     outbox: Outbox,
     handles: Handles,
+    starter: Starter,
     ending: Ending,
 }
 
@@ -256,10 +260,11 @@ impl Control {
         channel: Arc<Channel>,
         outbox: Outbox,
         handles: Handles,
+        starter: Starter,
         ending: Ending,
     ) -> io::Result<Self> {
         channel.set_nonblocking()?;
-        Ok(Self { channel, outbox, handles, ending })
+        Ok(Self { channel, outbox, handles, starter, ending })
     }
 
     /// Sends and receives until neither is possible, as an edge-triggered event demands.
@@ -317,8 +322,7 @@ impl Control {
             move || answer(removed.close().map(|()| Done::Ok).map_err(|e| failed(&e)))
         };
         // What a thread that can't be started was to do is dropped with it, the file too.
-        let thread = std::thread::Builder::new().name("extent".into()).stack_size(CLOSER_STACK);
-        if let Err(error) = thread.spawn(close) {
+        if let Err(error) = self.starter.start("extent", CLOSER_STACK, Class::Io, close) {
             answer(Err(failed(&error)));
         }
     }

@@ -22,6 +22,7 @@ use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
 use crate::persist::{Persist, PersistError};
 use crate::snapshot::SnapshotError;
+use crate::threads::Starter;
 use crate::virtio::{GuestMemory, VirtioDevice};
 
 /// A virtio device and which thread serves it.
@@ -114,13 +115,13 @@ impl DeviceSet {
         devices.filter(|device| device.thread == thread).map(|device| device.model).collect()
     }
 
-    /// The devices as requests reach them.
-    pub(crate) fn handles(&self) -> Handles {
+    /// The devices as requests reach them. `starter` is for those that get a thread of their own later.
+    pub(crate) fn handles(&self, starter: &Starter) -> Handles {
         Handles {
             disk: Some(self.disk.clone()),
             nics: self.nics.iter().map(|nic| nic.clone() as _).collect(),
             balloon: Some(self.balloon.clone()),
-            fs: Some(Arc::new(Mutex::new(FsPort::new(self.fs.clone())))),
+            fs: Some(Arc::new(Mutex::new(FsPort::new(self.fs.clone(), starter.clone())))),
             memory: self.mem.clone().map(|mem| mem as _),
             machine: None,
         }

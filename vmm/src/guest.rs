@@ -14,6 +14,7 @@ use crate::device_set::Thread;
 use crate::ending::{Cause, Ending};
 use crate::side_thread::SideThread;
 use crate::snapshot::{self, SnapshotError, State};
+use crate::threads::Starter;
 use crate::vcpu::Vcpu;
 
 /// A request that does not fit what the VM is doing.
@@ -32,6 +33,7 @@ pub(crate) enum GuestError {
 pub(crate) struct Guest {
     built: Built,
     activity: Activity,
+    starter: Starter,
     ending: Ending,
 }
 
@@ -46,9 +48,9 @@ enum Activity {
 
 impl Guest {
     /// A guest that has never run, or is where its snapshot was taken. It is paused.
-    pub(crate) fn new(mut built: Built, ending: Ending) -> Self {
+    pub(crate) fn new(mut built: Built, starter: Starter, ending: Ending) -> Self {
         let cpus = std::mem::take(&mut built.cpus);
-        Self { built, activity: Activity::Paused { cpus }, ending }
+        Self { built, activity: Activity::Paused { cpus }, starter, ending }
     }
 
     /// Lets the CPUs run. A guest of which only a part runs, because the host has no room for a thread, is ended.
@@ -68,13 +70,13 @@ impl Guest {
     }
 
     fn start(&self, cpus: Vec<VcpuFd>) -> io::Result<Activity> {
-        let disks = SideThread::start("disks", self.built.devices.on(Thread::Disk))?;
+        let disks = SideThread::start(&self.starter, "disks", self.built.devices.on(Thread::Disk))?;
         let mut running = Vec::with_capacity(cpus.len());
         for (id, cpu) in (0u8..).zip(cpus) {
             // Tells the guest's watchdogs that it was not the guest that did not run. It fails for a guest that has no
             // KVM clock (yet).
             let _ = cpu.kvmclock_ctrl();
-            running.push(Vcpu::start(id, cpu, self.built.bus.clone(), self.ending.clone())?);
+            running.push(Vcpu::start(&self.starter, id, cpu, self.built.bus.clone(), self.ending.clone())?);
         }
         Ok(Activity::Running { cpus: running, disks })
     }

@@ -18,6 +18,7 @@ mod event_loop;
 mod guest;
 mod hotplug;
 pub mod ipc;
+mod jail;
 mod machine;
 mod marks;
 mod memory;
@@ -26,11 +27,13 @@ mod persist;
 pub mod probe;
 mod side_thread;
 pub mod snapshot;
+mod threads;
 mod vcpu;
 pub mod virtio;
 mod vm;
 mod x86;
 
+pub use jail::filter::describe as filters;
 pub use machine::run;
 pub use marks::Marks;
 

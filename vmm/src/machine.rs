@@ -1,5 +1,6 @@
 //! A VM's life, from the configuration to the last message.
 
+use std::error::Error;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +17,11 @@ use crate::ending::{Cause, Ending};
 use crate::event_loop::EventLoop;
 use crate::guest::Guest;
 use crate::ipc::Channel;
+use crate::jail;
+use crate::jail::filter::{self, Class};
 use crate::marks::Marks;
 use crate::panic_record;
+use crate::threads::Starter;
 use crate::vcpu;
 use crate::virtio::GuestMemory;
 
@@ -30,9 +34,9 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
         Ok(None) => return None,
         Ok(Some((config, fds))) => {
             name_process(&config.name);
-            match builder::build(&config, fds, &outbox, &mut marks) {
+            match build(&config, fds, &outbox, &mut marks) {
                 Ok(built) => run_built(built, channel, &outbox, marks)?,
-                Err(error) => ExitReason::Failure(crate::describe(&error)),
+                Err(error) => ExitReason::Failure(crate::describe(error.as_ref())),
             }
         }
         Err(error) => {
@@ -41,6 +45,18 @@ pub fn run(socket: OwnedFd, mut marks: Marks) -> Option<ExitReason> {
     };
     outbox.finish(reason.clone());
     Some(reason)
+}
+
+/// Gives up everything but `fds`, then builds the VM.
+fn build(
+    config: &VmConfig,
+    fds: Vec<OwnedFd>,
+    outbox: &Outbox,
+    marks: &mut Marks,
+) -> Result<Built, Box<dyn Error>> {
+    jail::enter(config.user)?;
+    marks.note("jailed");
+    Ok(builder::build(config, fds, outbox, marks)?)
 }
 
 /// Tells an administrator whose VMM this is. The kernel cuts the name off.
@@ -82,14 +98,16 @@ impl Machine {
         mut marks: Marks,
     ) -> io::Result<Self> {
         let mut events = EventLoop::new(ending)?;
-        let (memory, handles) = (built.memory.clone(), built.devices.handles());
+        let starter = Starter::new()?;
+        let (memory, handles) = (built.memory.clone(), built.devices.handles(&starter));
         for device in built.devices.on(Thread::Main) {
             events.add_device(device);
         }
-        let guest = Arc::new(Mutex::new(Guest::new(built, ending.clone())));
+        let guest = Arc::new(Mutex::new(Guest::new(built, starter.clone(), ending.clone())));
         let handles = Handles { machine: Some(guest.clone()), ..handles };
-        events.add(Control::new(channel, outbox.clone(), handles.clone(), ending.clone())?);
+        events.add(Control::new(channel, outbox.clone(), handles.clone(), starter, ending.clone())?);
         vcpu::init()?;
+        filter::install(Class::Main)?;
         crate::lock(&guest).run()?;
         marks.note("vcpus run");
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.

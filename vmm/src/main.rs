@@ -14,16 +14,26 @@ const HELP: &str = "\
 monohull-vmm runs the virtual machine of one pod. It is started by the containerd shim or by `monohull run`,
 which hand it a socket as file descriptor 3; there is no other way to use it.
 
+  --filters  print the system calls that its threads may make once it runs, and what for
   --version  print the version
   --help     print this";
 
+/// What a program of Rust that panics exits with.
+const PANICKED: i32 = 101;
+
 fn main() -> ExitCode {
+    exit_on_panic();
+    share_heap();
     let mut marks = Marks::new();
     marks.note("vmm exec");
     match std::env::args().nth(1).as_deref() {
         None => {}
         Some("--version") => {
             println!("monohull-vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some("--filters") => {
+            print!("{}", monohull_vmm::filters());
             return ExitCode::SUCCESS;
         }
         Some("--help") => {
@@ -37,6 +47,23 @@ fn main() -> ExitCode {
         Some(ExitReason::Stopped | ExitReason::GuestShutdown) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+/// Ends the process when any thread panics. Aborting would be another signal than SIGABRT: the first process of a process id
+/// namespace gets none that it does not handle.
+fn exit_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(PANICKED);
+    }));
+}
+
+/// Has all threads allocate from one heap. glibc would give them heaps of their own, and look into files of /proc and /sys
+/// for how many there may be and how they may shrink: a jailed process is killed for that.
+fn share_heap() {
+    // SAFETY: it sets a number of malloc's, while there is one thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn usage() -> ExitCode {

@@ -3,10 +3,11 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
 
 use crate::ending::Once;
 use crate::event_loop::EventLoop;
+use crate::jail::filter::Class;
+use crate::threads::{Starter, Thread};
 use crate::virtio::VirtioDevice;
 
 const STACK: usize = 128 << 10;
@@ -15,12 +16,16 @@ const STACK: usize = 128 << 10;
 #[derive(Debug)]
 pub(crate) struct SideThread {
     end: Once<()>,
-    thread: JoinHandle<()>,
+    thread: Thread<()>,
 }
 
 impl SideThread {
     /// Starts a thread that serves `devices`.
-    pub(crate) fn start(name: &str, devices: Vec<Arc<Mutex<dyn VirtioDevice>>>) -> io::Result<Self> {
+    pub(crate) fn start(
+        starter: &Starter,
+        name: &str,
+        devices: Vec<Arc<Mutex<dyn VirtioDevice>>>,
+    ) -> io::Result<Self> {
         let end = Once::new()?;
         let mut events = EventLoop::new(&end)?;
         for device in devices {
@@ -32,13 +37,13 @@ impl SideThread {
             let _ = events.run_until(&until);
             let _ = events.finish();
         };
-        let thread = Builder::new().name(name.to_owned()).stack_size(STACK).spawn(serve)?;
+        let thread = starter.start(name, STACK, Class::Io, serve)?;
         Ok(Self { end, thread })
     }
 
     /// Serves what the guest has asked for until now, and ends.
     pub(crate) fn finish(self) {
         self.end.set(());
-        let _ = self.thread.join();
+        self.thread.join();
     }
 }

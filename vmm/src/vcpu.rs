@@ -6,15 +6,16 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::api::ExitReason;
 use crate::bus::{Bus, Effect};
 use crate::ending::{Cause, Ending};
+use crate::jail::filter::Class;
+use crate::threads::{Starter, Thread};
 
 /// Devices' registers are served on these threads; nothing there recurses.
 const STACK: usize = 128 << 10;
@@ -23,17 +24,23 @@ const STACK: usize = 128 << 10;
 #[derive(Debug)]
 pub(crate) struct Vcpu {
     // The thread returns what it ran, so the page that `stop` points into stays mapped until the thread is joined.
-    thread: JoinHandle<VcpuFd>,
+    thread: Thread<VcpuFd>,
     stop: StopFlag,
 }
 
 impl Vcpu {
     /// Lets a CPU run, until it is stopped or ends the VM.
-    pub(crate) fn start(id: u8, mut fd: VcpuFd, bus: Arc<Bus>, ending: Ending) -> io::Result<Self> {
+    pub(crate) fn start(
+        starter: &Starter,
+        id: u8,
+        mut fd: VcpuFd,
+        bus: Arc<Bus>,
+        ending: Ending,
+    ) -> io::Result<Self> {
         fd.set_kvm_immediate_exit(0);
         let stop = StopFlag::of(&mut fd);
         let stopped = stop.requested.clone();
-        let thread = Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+        let thread = starter.start(&format!("vcpu{id}"), STACK, Class::Cpu, move || {
             if let Some(reason) = run(&mut fd, &bus, &stopped) {
                 ending.set(Cause::Reason(reason));
             }
@@ -46,9 +53,8 @@ impl Vcpu {
     /// that made it leave the guest. `None` when the thread has panicked.
     pub(crate) fn stop(self) -> Option<VcpuFd> {
         self.stop.set();
-        // Fails only when the thread has ended.
-        let _ = self.thread.kill(SIGRTMIN());
-        self.thread.join().ok()
+        self.thread.signal(SIGRTMIN());
+        self.thread.join()
     }
 }
 

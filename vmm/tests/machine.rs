@@ -32,7 +32,7 @@ fn the_start_is_marked_step_by_step() {
     let vm = Setup::new(&guests::print_and_reset(b"")).start();
     let marks = vm.expect_started();
     let names: Vec<&str> = marks.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["vmm exec", "kvm ready", "devices ready", "kernel loaded", "vcpus run"]);
+    assert_eq!(names, ["vmm exec", "jailed", "kvm ready", "devices ready", "kernel loaded", "vcpus run"]);
     assert!(marks.is_sorted_by_key(|(_, us)| *us));
     assert_eq!(vm.end().0, ExitReason::GuestShutdown);
 }

@@ -21,10 +21,11 @@
 //! Neither side trusts the other with its memory: both read the slots as memory that changes under their hands, and the
 //! file's seals keep either from shrinking it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags,
@@ -135,14 +136,14 @@ pub fn memory() -> io::Result<OwnedFd> {
 }
 
 /// Checks that `memory` is a file that [`memory`] made, or as good.
-pub fn check_memory(memory: impl AsFd) -> io::Result<()> {
+pub fn check_memory(memory: &File) -> io::Result<()> {
     let bad = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    match fcntl_get_seals(&memory) {
+    match fcntl_get_seals(memory) {
         Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
         Ok(_) => return bad("the memory file can be shrunk"),
         Err(_) => return bad("not a memory file"),
     }
-    if u64::try_from(fstat(&memory)?.st_size) != Ok(MEMORY_SIZE) {
+    if memory.metadata()?.len() != MEMORY_SIZE {
         return bad("the memory file has another size");
     }
     Ok(())
@@ -225,13 +226,13 @@ mod tests {
 
     #[test]
     fn only_memory_that_stays_is_taken() {
-        let memory = memory().unwrap();
+        let memory = File::from(memory().unwrap());
         check_memory(&memory).unwrap();
         assert!(ftruncate(&memory, 0).is_err());
-        let other = memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap();
+        let other = File::from(memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap());
         assert!(check_memory(&other).is_err());
         fcntl_add_seals(&other, SealFlags::SHRINK).unwrap();
         assert!(check_memory(&other).is_err());
-        assert!(check_memory(io::stdin()).is_err());
+        assert!(check_memory(&File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
-use monohull_vmm::api::{ExitReason, VmConfig};
+use monohull_vmm::api::{ExitReason, VmConfig, user_of};
 use protobuf::MessageField;
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, oneshot, watch};
@@ -122,6 +122,7 @@ impl Plan {
 fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmConfig {
     VmConfig {
         name: name.to_owned(),
+        user: user_of(std::process::id()),
         memory_mib: sizing.first_mib(settings),
         hotplug_mib: sizing.most().memory_mib,
         vcpus: sizing.most().cpus,

@@ -60,6 +60,19 @@ fn a_directory_or_overlay_of_the_host_is_the_root_itself() {
     );
 }
 
+/// CVE-2026-24054: a bind mount that was taken for a block device, which the guest then had as its disk.
+#[test]
+fn a_bind_mount_is_never_a_disk_whatever_its_source_is() {
+    for source in ["/dev/sda", "/dev/mapper/root", "/dev/null", "/etc/passwd"] {
+        for (bind, read_only) in
+            [(mount("bind", source, &["rbind"]), ""), (mount("bind", source, &["ro"]), ":ro")]
+        {
+            let shared = format!("virtiofs {source}{read_only} /g/rootfs  []");
+            assert_eq!(summary(&plan_of(&[bind]).unwrap())[0].replace("/lower", "/rootfs"), shared);
+        }
+    }
+}
+
 #[test]
 fn what_is_not_written_to_is_read_only_and_gets_mount_points_in_guest_memory() {
     let expected = |source: &str| {

@@ -39,6 +39,8 @@ pub(super) struct Expected {
     memory: watch::Sender<u32>,
     reports: watch::Sender<bool>,
     timeline: Timeline,
+    /// How many marks are taken.
+    marks: usize,
 }
 
 impl Expected {
@@ -49,7 +51,7 @@ impl Expected {
         reports: watch::Sender<bool>,
         timeline: Timeline,
     ) -> Self {
-        Self { agent: Some(agent), sockets, memory, reports, timeline }
+        Self { agent: Some(agent), sockets, memory, reports, timeline, marks: MAX_MARKS }
     }
 }
 
@@ -190,18 +192,23 @@ impl Owner {
 
     fn event(&mut self, event: Event, fds: Vec<OwnedFd>) {
         match event {
+            // A VMM starts once: marks of further starts would fill the timeline.
             Event::Started { marks } => {
-                for (step, at_us) in marks.into_iter().take(MAX_MARKS) {
+                let most = std::mem::take(&mut self.expected.marks);
+                for (step, at_us) in marks.into_iter().take(most) {
                     self.expected.timeline.mark_at(&text::untrusted(&step, 64), at_us);
                 }
             }
             // Other ports and further connections are closed by being dropped.
             Event::GuestConnected { port: RPC_PORT } => {
-                if let Some((agent, stream)) =
-                    self.expected.agent.take().zip(fds.into_iter().next().and_then(into_stream))
-                {
+                let Some(agent) = self.expected.agent.take() else { return };
+                match fds.into_iter().next().and_then(into_stream) {
                     // Nobody waits any more when the start was given up.
-                    let _ = agent.send(stream);
+                    Some(stream) => drop(agent.send(stream)),
+                    None => {
+                        let text = "told of its agent's connection and sent none that can be used";
+                        self.end(ExitReason::Failure(text.into()));
+                    }
                 }
             }
             Event::GuestConnected { port: SOCKET_PORT } => {
@@ -286,6 +293,11 @@ fn death(status: io::Result<ExitStatus>) -> String {
     };
     match (status.signal(), status.code()) {
         (Some(libc::SIGKILL), _) => KILLED.into(),
+        (Some(libc::SIGSYS), _) => {
+            "killed for a system call that its filter forbids (taken over by its guest, or a bug of the VMM); the kernel's log \
+             has the number of the call"
+                .into()
+        }
         (Some(signal), _) => match Signal::try_from(signal) {
             Ok(signal) => format!("killed by {signal}"),
             Err(_) => format!("killed by signal {signal}"),

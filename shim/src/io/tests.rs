@@ -206,6 +206,24 @@ async fn deleting_does_not_wait_for_a_fifo_that_nobody_reads() {
     assert!(writer.await.unwrap().is_err(), "the process is told");
 }
 
+#[tokio::test(start_paused = true)]
+async fn output_that_moves_for_ever_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = format!("file://{}", dir.path().join("log").display());
+    let paths = StdioPaths { stdout: uri, ..Default::default() };
+    let endpoints = Endpoints::open(&paths, OWNER).await.unwrap();
+    let (ours, theirs) = guest(&paths);
+    let copies = endpoints.connect(ours);
+    let mut stdout = theirs.stdout.unwrap();
+    let writer = tokio::spawn(async move {
+        while stdout.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(STALLED / 5).await;
+        }
+    });
+    copies.finish("c1").await;
+    writer.await.expect("the process is told");
+}
+
 #[tokio::test]
 async fn a_terminal_has_no_stderr() {
     let dir = tempfile::tempdir().unwrap();

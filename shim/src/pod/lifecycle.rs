@@ -3,14 +3,16 @@
 //! containerd relies on the order of events: create, start, exit, delete; a process's start is announced before its
 //! exit, all execs' exits before their container's, and a kill for want of memory before the exit it caused.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
 use containerd_shim_protos::topics;
 use monohull_runtime::pod::PodError;
 use monohull_runtime::process::Exit;
 use tokio::sync::MutexGuard;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{Found, PodTasks};
 use crate::container::Container;
@@ -21,6 +23,12 @@ use crate::io::{Copies, Endpoints, Owner, within_limit};
 use crate::process::{Phase, TaskProcess};
 
 const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+/// What must die may take so long, for a process that waits for a disk dies later. containerd's CRI plugin gives a killed
+/// container two minutes.
+const DYING: Duration = Duration::from_secs(30);
+/// Least time between two announcements that a container's memory limit has killed. A guest that makes kills up would push
+/// all other events out of their queue.
+const OOM_PACE: Duration = Duration::from_secs(1);
 /// The exit code of a process that could not be started, as runc's shim has it.
 const NEVER_STARTED: u32 = 255;
 
@@ -114,7 +122,7 @@ impl<G: Guest> PodTasks<G> {
             process.settle_output().await;
             let _turn = process.turn().await;
             if exec_id.is_empty() {
-                end_execs(&container, &guest).await;
+                pod.end_execs(&container, &guest).await;
             }
             pod.announce_exit(&container, &exec_id, exit);
             process.with_copies(Copies::process_ended);
@@ -128,9 +136,12 @@ impl<G: Guest> PodTasks<G> {
         tokio::spawn(async move {
             let follow = async {
                 let mut seen = 0;
+                let mut pace = interval(OOM_PACE);
+                pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 while let Some(kills) = vm.oom_kills(&container.origin.id, seen).await {
                     pod.announce_oom(&container, kills);
                     seen = kills;
+                    pace.tick().await;
                 }
             };
             tokio::select! {
@@ -169,6 +180,35 @@ impl<G: Guest> PodTasks<G> {
         );
     }
 
+    /// Waits until no exec of a container runs whose init has ended. In a pid namespace of its own the guest's kernel has
+    /// killed them; in a shared one that is for us to do. A guest that keeps one is ended by force.
+    async fn end_execs(&self, container: &Container<G::Process>, init: &G::Process) {
+        let execs = container.begin_end();
+        let mut over = pin!(async {
+            if container.origin.shares_pids
+                && let Err(error) = init.signal(SIGKILL, true).await
+            {
+                tracing::debug!(error = chain(&error), "no process is left to kill");
+            }
+            for exec in execs {
+                // Once its turn comes it is not just being started.
+                drop(exec.turn().await);
+                if matches!(exec.phase(), Phase::Running(_)) {
+                    exec.stopped().await;
+                }
+            }
+        });
+        if timeout(DYING, &mut over).await.is_err() {
+            tracing::error!(
+                container = container.origin.id,
+                "an exec outlives its container: the pod is ended by force"
+            );
+            self.end_vm();
+            // The end of the VM is that of every process.
+            over.await;
+        }
+    }
+
     /// Signals a process, or with `all` every process of the container.
     pub(crate) async fn kill(
         self: Arc<Self>,
@@ -189,18 +229,32 @@ impl<G: Guest> PodTasks<G> {
         if signal == 0 {
             return Ok(());
         }
-        match self.signal(&guest, signal, all).await {
+        match self.signal(&process, &guest, signal, all).await {
             Err(PodError::NotFound(_) | PodError::Ended(_)) => Err(TaskError::Finished),
             sent => Ok(sent?),
         }
     }
 
-    /// Signals a guest's process. What must die dies: a guest that does not answer to SIGKILL is ended by force.
-    async fn signal(&self, guest: &G::Process, signal: u32, all: bool) -> Result<(), PodError> {
+    /// Signals a guest's process. What must die dies: a guest that does not answer to SIGKILL, or whose process does not
+    /// end of it whatever it answers, is ended by force.
+    async fn signal(
+        self: &Arc<Self>,
+        process: &Arc<TaskProcess<G::Process>>,
+        guest: &G::Process,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), PodError> {
         let sent = guest.signal(signal, all);
         if signal != SIGKILL {
             return sent.await;
         }
+        let (pod, dying) = (self.clone(), process.clone());
+        tokio::spawn(async move {
+            if timeout(DYING, dying.stopped()).await.is_err() {
+                tracing::error!("a process outlives SIGKILL: the pod is ended by force");
+                pod.end_vm();
+            }
+        });
         within_limit(sent).await.unwrap_or_else(|| {
             tracing::error!("guest does not answer: the pod is ended by force");
             self.end_vm();
@@ -230,7 +284,7 @@ impl<G: Guest> PodTasks<G> {
 
     /// Brings a process into the stopped phase if it may be deleted, and returns its exit with the turn.
     async fn stop_for_delete<'a>(
-        &self,
+        self: &Arc<Self>,
         (container, process): &'a Found<G::Process>,
         exec_id: &str,
     ) -> Result<(MutexGuard<'a, ()>, Exit), TaskError> {
@@ -248,7 +302,7 @@ impl<G: Guest> PodTasks<G> {
             }
             Phase::Created(guest) => guest,
         };
-        if let Err(error) = self.signal(&guest, SIGKILL, true).await {
+        if let Err(error) = self.signal(process, &guest, SIGKILL, true).await {
             tracing::debug!(error = chain(&error), "created container is not killed: it has ended already");
         }
         // Its end is announced by the task that watches it, which needs the turn.
@@ -294,24 +348,6 @@ impl<G: Guest> PodTasks<G> {
             self.end_vm();
         }
         Ok(())
-    }
-}
-
-/// Waits until no exec of a container runs whose init has ended. In a pid namespace of its own the guest's kernel has
-/// killed them; in a shared one that is for us to do.
-async fn end_execs<P: GuestProcess>(container: &Container<P>, init: &P) {
-    let execs = container.begin_end();
-    if container.origin.shares_pids
-        && let Err(error) = init.signal(SIGKILL, true).await
-    {
-        tracing::debug!(error = chain(&error), "no process is left to kill");
-    }
-    for exec in execs {
-        // Once its turn comes it is not just being started.
-        drop(exec.turn().await);
-        if matches!(exec.phase(), Phase::Running(_)) {
-            exec.stopped().await;
-        }
     }
 }
 

@@ -26,6 +26,7 @@ use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::asynchronous::Server;
 use ttrpc::context::Context;
 
+mod hostile;
 mod sandbox;
 mod task_service;
 
@@ -41,6 +42,10 @@ struct FakeGuest {
     end: watch::Sender<Option<ExitReason>>,
     /// How many processes the OOM killer has killed, in any container.
     oom_kills: watch::Sender<u64>,
+    /// Answers to nothing that is asked of the pod.
+    silent: AtomicBool,
+    /// Says that the OOM killer has killed once more whenever it is asked.
+    killing: AtomicBool,
     /// How the pod was to be made, and its latest container.
     config: PodConfig,
     latest: Mutex<Option<ContainerConfig>>,
@@ -52,6 +57,8 @@ struct FakeProcess {
     exit: Arc<watch::Sender<Option<Exit>>>,
     /// Does not answer to anything any more.
     stuck: Arc<AtomicBool>,
+    /// Takes every signal, and goes on.
+    deaf: Arc<AtomicBool>,
     /// Every signal that was sent, and whether it was for all processes.
     signals: Arc<Mutex<Vec<(u32, bool)>>>,
     behaviour: Behaviour,
@@ -84,6 +91,7 @@ impl FakeGuest {
             pid: self.next_pid.fetch_add(1, Ordering::SeqCst),
             exit: Arc::default(),
             stuck: Arc::default(),
+            deaf: Arc::default(),
             signals: Arc::default(),
             behaviour,
             gate: Arc::default(),
@@ -92,8 +100,11 @@ impl FakeGuest {
         process
     }
 
-    fn call(&self, what: String) {
+    async fn call(&self, what: String) {
         self.calls.lock().unwrap().push(what);
+        if self.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn process(&self, name: &str) -> FakeProcess {
@@ -116,6 +127,8 @@ impl Guest for FakeGuest {
             calls: Mutex::default(),
             end,
             oom_kills,
+            silent: AtomicBool::new(false),
+            killing: AtomicBool::new(false),
             config,
             latest: Mutex::default(),
         }))
@@ -131,7 +144,7 @@ impl Guest for FakeGuest {
     }
 
     async fn create_container(&self, config: ContainerConfig) -> Result<FakeProcess, PodError> {
-        self.call(format!("create {}", config.id));
+        self.call(format!("create {}", config.id)).await;
         *self.latest.lock().unwrap() = Some(config.clone());
         let first = config.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
         match first.first().map(String::as_str) {
@@ -168,34 +181,38 @@ impl Guest for FakeGuest {
     }
 
     async fn pause(&self, container: &str) -> Result<(), PodError> {
-        self.call(format!("pause {container}"));
+        self.call(format!("pause {container}")).await;
         Ok(())
     }
 
     async fn resume(&self, container: &str) -> Result<(), PodError> {
-        self.call(format!("resume {container}"));
+        self.call(format!("resume {container}")).await;
         Ok(())
     }
 
     async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<(), PodError> {
         let limit = resources.memory().and_then(|memory| memory.limit());
-        self.call(format!("update {container} {}", limit.unwrap_or_default()));
+        self.call(format!("update {container} {}", limit.unwrap_or_default())).await;
         Ok(())
     }
 
     async fn stats(&self, container: Option<&str>) -> Result<Vec<u8>, PodError> {
         let id = container.unwrap_or("pod");
+        self.call(format!("stats {id}")).await;
         Ok(id.into())
     }
 
     async fn oom_kills(&self, _: &str, seen: u64) -> Option<u64> {
+        if self.killing.load(Ordering::SeqCst) {
+            return Some(seen + 1);
+        }
         let mut kills = self.oom_kills.subscribe();
         let new = kills.wait_for(|kills| *kills > seen).await.map(|kills| *kills);
         new.ok()
     }
 
     async fn refresh_network(&self) -> Result<(), PodError> {
-        self.call("refresh network".into());
+        self.call("refresh network".into()).await;
         Ok(())
     }
 
@@ -204,7 +221,7 @@ impl Guest for FakeGuest {
     }
 
     async fn delete_container(&self, container: &str) -> Result<(), PodError> {
-        self.call(format!("delete {container}"));
+        self.call(format!("delete {container}")).await;
         Ok(())
     }
 
@@ -248,6 +265,9 @@ impl GuestProcess for FakeProcess {
         }
         if self.exit.borrow().is_some() {
             return Err(PodError::NotFound("no such process".into()));
+        }
+        if self.deaf.load(Ordering::SeqCst) {
+            return Ok(());
         }
         self.end(128 + signal, 0);
         Ok(())

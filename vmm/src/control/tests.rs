@@ -108,7 +108,8 @@ impl Setup {
         let ending = Ending::new().unwrap();
         let channel = Arc::new(channel);
         let outbox = Outbox::new(channel.clone());
-        let control = Control::new(channel, outbox.clone(), handles, ending.clone()).unwrap();
+        let control =
+            Control::new(channel, outbox.clone(), handles, Starter::new().unwrap(), ending.clone()).unwrap();
         let mut events = EventLoop::new(&ending).unwrap();
         events.add(control);
         Self { owner, events, outbox, ending, device }

@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub(crate) mod chain;
 mod discard;
 pub mod fs;
 pub mod mem;

@@ -4,14 +4,12 @@
 use std::io;
 
 use event_manager::{EventOps, EventSet, Events};
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub(crate) use super::chain::Chain;
 use crate::virtio::{Active, Interrupt};
-
-/// A chain of buffers the driver made available.
-pub(crate) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
 /// Bytes a device moves in one event before other devices get their turn.
 pub(crate) const BUDGET: usize = 4 << 20;
@@ -69,7 +67,7 @@ impl State {
         &mut self,
         kicks: &Kicks,
         index: usize,
-        mut answer: impl for<'m> FnMut(&'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+        mut answer: impl FnMut(&GuestMemoryMmap, Chain) -> Result<Served, Violation>,
     ) {
         let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
         let Some(queue) = queues.get_mut(index) else { return };
@@ -132,7 +130,7 @@ impl Queues {
     pub(crate) fn process(
         &mut self,
         events: &Events,
-        mut answer: impl for<'m> FnMut(usize, &'m GuestMemoryMmap, Chain<'m>) -> Result<Served, Violation>,
+        mut answer: impl FnMut(usize, &GuestMemoryMmap, Chain) -> Result<Served, Violation>,
     ) {
         let index = self.kicks.acknowledge(events);
         self.state.serve(&self.kicks, index, |mem, chain| answer(index, mem, chain));
@@ -149,11 +147,11 @@ pub(crate) enum Drained {
 }
 
 /// Serves the chains of a queue until it is empty or [`BUDGET`] is spent, and interrupts the driver if it wants that.
-pub(crate) fn drain<'m>(
+pub(crate) fn drain(
     queue: &mut Queue,
-    mem: &'m GuestMemoryMmap,
+    mem: &GuestMemoryMmap,
     interrupt: &Interrupt,
-    mut serve: impl FnMut(Chain<'m>) -> Result<Served, Violation>,
+    mut serve: impl FnMut(Chain) -> Result<Served, Violation>,
 ) -> Result<Drained, Violation> {
     let mut work = 0_usize;
     let mut promised = false;
@@ -161,7 +159,7 @@ pub(crate) fn drain<'m>(
         let before = work;
         queue.disable_notification(mem)?;
         while work < BUDGET {
-            let Some(chain) = queue.iter(mem)?.next() else { break };
+            let Some(chain) = Chain::next(queue, mem)? else { break };
             let head = chain.head_index();
             let served = serve(chain)?;
             queue.add_used(mem, head, served.written)?;
@@ -186,18 +184,15 @@ pub(crate) fn drain<'m>(
 }
 
 /// The next chain of a queue. When there is none, the driver is asked to kick once there is.
-pub(crate) fn next_chain<'m>(
-    queue: &mut Queue,
-    mem: &'m GuestMemoryMmap,
-) -> Result<Option<Chain<'m>>, Violation> {
-    if let Some(chain) = queue.iter(mem)?.next() {
+pub(crate) fn next_chain(queue: &mut Queue, mem: &GuestMemoryMmap) -> Result<Option<Chain>, Violation> {
+    if let Some(chain) = Chain::next(queue, mem)? {
         return Ok(Some(chain));
     }
     if !queue.enable_notification(mem)? {
         return Ok(None);
     }
     // The available ring's index says that there is one now. If not, the ring can't be read.
-    queue.iter(mem)?.next().map(Some).ok_or(Violation)
+    Chain::next(queue, mem)?.map(Some).ok_or(Violation)
 }
 
 /// The events by which a driver kicks a device's queues.

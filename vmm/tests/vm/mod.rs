@@ -10,7 +10,9 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use monohull_vmm::api::{Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig};
+use monohull_vmm::api::{
+    Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig, user_of,
+};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -39,6 +41,7 @@ impl Setup {
     pub(crate) fn without_kernel() -> Self {
         let config = VmConfig {
             name: "test".into(),
+            user: user_of(std::process::id()),
             memory_mib: 32,
             hotplug_mib: 0,
             vcpus: 1,

@@ -1,5 +1,7 @@
 //! `monohull ps`.
 
+mod security;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -28,11 +30,16 @@ Exit codes:
 
 Examples:
   monohull ps
-  monohull ps --json | jq -r '.[].id'")]
+  monohull ps --json | jq -r '.[].id'
+  monohull ps --security")]
 pub(crate) struct Arguments {
     /// Print an array of {id, namespace, status, owner, vmm, memory_mib, cpus, containers, age_seconds}
     #[arg(long)]
     json: bool,
+    /// Show how the processes of each pod are confined instead; with --json {pod, process, pid, user, namespaces, capabilities,
+    /// no_new_privileges, seccomp_filters, root_is_empty, open_files}
+    #[arg(long)]
+    security: bool,
 }
 
 /// One line of the output.
@@ -52,6 +59,9 @@ struct Row {
 /// Runs the command.
 pub(crate) fn ps(arguments: &Arguments) -> Result<u8, Failure> {
     let pods = list()?;
+    if arguments.security {
+        return security::print(&pods, arguments.json);
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let rows: Vec<_> = pods.iter().map(|pod| row(pod, now)).collect();
     if arguments.json {

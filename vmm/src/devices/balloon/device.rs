@@ -29,9 +29,9 @@ const REPORT: usize = 2;
 const QUEUE_SIZES: [u16; 3] = [128; 3];
 
 /// Most pages in one inflate request (64 MiB); Linux sends 256. Whatever comes after them stays with the guest's share.
-const MAX_PAGES: u64 = 16 << 10;
-/// Most ranges in one report: as many descriptors as a chain may have (virtio 1.2 §2.7.5.3.1). Linux sends 32.
-const MAX_RANGES: usize = 128;
+const MAX_PAGES: usize = 16 << 10;
+/// What the sorting of page numbers counts as, in bytes moved per byte. Many numbers may be one page.
+const SORTING: usize = 16;
 /// Pages per MiB.
 const MIB: u32 = (1 << 20) / PAGE as u32;
 
@@ -108,35 +108,33 @@ impl Balloon {
 }
 
 /// Takes the pages that the driver hands over.
-fn inflate<'m>(backing: Backing, mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+fn inflate(backing: Backing, mem: &GuestMemoryMmap, chain: &Chain) -> Result<Served, Violation> {
     let numbers = chain.reader(mem)?;
+    let bytes = numbers.available_bytes().min(MAX_PAGES * pages::NUMBER);
     let ranges = pages::read(numbers, MAX_PAGES).map_err(|_| Violation)?;
     let mut pages = 0;
     for range in &ranges {
         pages += range.end - range.start;
         backing.discard(mem, GuestAddress(range.start * PAGE), (range.end - range.start) * PAGE);
     }
-    Ok(Served { written: 0, work: work(ranges.len(), pages) })
+    Ok(Served { written: 0, work: work(ranges.len(), pages) + bytes * SORTING })
 }
 
 /// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).
 /// Adds its bytes to `reported`.
-fn report<'m>(
+fn report(
     backing: Backing,
-    mem: &'m GuestMemoryMmap,
-    chain: Chain<'m>,
+    mem: &GuestMemoryMmap,
+    chain: &Chain,
     reported: &mut u64,
 ) -> Result<Served, Violation> {
     let mut pages = 0;
     let mut ranges = 0;
-    for buffer in chain.writable() {
-        if ranges == MAX_RANGES {
-            return Err(Violation);
-        }
+    for (address, len) in chain.writable() {
         ranges += 1;
-        pages += u64::from(buffer.len()) / PAGE;
-        *reported = reported.saturating_add(buffer.len().into());
-        backing.discard(mem, buffer.addr(), buffer.len().into());
+        pages += u64::from(len) / PAGE;
+        *reported = reported.saturating_add(len.into());
+        backing.discard(mem, address, len.into());
     }
     Ok(Served { written: 0, work: work(ranges, pages) })
 }
@@ -208,8 +206,8 @@ impl MutEventSubscriber for Balloon {
         let backing = self.backing;
         let reported = &mut self.reported;
         self.queues.process(&events, |index, mem, chain| match index {
-            INFLATE => inflate(backing, mem, chain),
-            REPORT => report(backing, mem, chain, reported),
+            INFLATE => inflate(backing, mem, &chain),
+            REPORT => report(backing, mem, &chain, reported),
             // Deflated pages are the guest's again once it touches them: there is nothing to do.
             _ => Ok(Served::default()),
         });

@@ -20,7 +20,7 @@ pub(super) struct Unmapped;
 /// A buffer as its descriptor has it.
 type Raw = (GuestAddress, u32);
 
-/// A chain, its descriptors read once. The boundaries between descriptors mean nothing (virtio 1.2 §2.7.4.1).
+/// A request's buffers. The boundaries between descriptors mean nothing (virtio 1.2 §2.7.4.1).
 #[derive(Debug)]
 pub(super) struct Layout<'m> {
     /// What the driver has to say.
@@ -32,18 +32,10 @@ pub(super) struct Layout<'m> {
 }
 
 impl<'m> Layout<'m> {
-    /// Reads the descriptors of `chain`. A chain of more than `longest` (virtio 1.2 §2.7.5.3.1) or without a status
-    /// byte can't be answered.
-    pub(super) fn read(
-        mem: &'m GuestMemoryMmap,
-        chain: Chain<'m>,
-        longest: usize,
-    ) -> Result<Layout<'m>, Violation> {
+    /// Sorts the buffers of `chain`. A chain without a status byte can't be answered.
+    pub(super) fn read(mem: &'m GuestMemoryMmap, chain: &Chain) -> Result<Layout<'m>, Violation> {
         let (mut readable, mut writable): (Vec<Raw>, Vec<Raw>) = (Vec::new(), Vec::new());
-        for descriptor in chain {
-            if readable.len() + writable.len() == longest {
-                return Err(Violation);
-            }
+        for descriptor in chain.descriptors() {
             let buffers = if descriptor.is_write_only() { &mut writable } else { &mut readable };
             buffers.push((descriptor.addr(), descriptor.len()));
         }

@@ -103,13 +103,13 @@ impl ImageDisk {
 }
 
 /// Answers one request.
-fn serve<'m>(
+fn serve(
     extents: &mut Extents,
     features: u64,
-    mem: &'m GuestMemoryMmap,
-    chain: Chain<'m>,
+    mem: &GuestMemoryMmap,
+    chain: &Chain,
 ) -> Result<Served, Violation> {
-    let Layout { readable, writable, status } = Layout::read(mem, chain, QUEUE_SIZES[0].into())?;
+    let Layout { readable, writable, status } = Layout::read(mem, chain)?;
     // A buffer that is not in memory is never written: the request fails.
     let room = writable.as_ref().map_or(usize::MAX, |writable| writable.len());
     let (code, done) = match Request::parse(readable, writable, features) {
@@ -213,6 +213,6 @@ impl MutEventSubscriber for ImageDisk {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         let features = self.queues.features();
-        self.queues.process(&events, |_, mem, chain| serve(&mut self.extents, features, mem, chain));
+        self.queues.process(&events, |_, mem, chain| serve(&mut self.extents, features, mem, &chain));
     }
 }

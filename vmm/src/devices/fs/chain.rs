@@ -29,7 +29,7 @@ pub(super) struct Answer {
     buffers: Vec<Raw>,
 }
 
-/// A request, its descriptors read once.
+/// A request.
 #[derive(Debug)]
 pub(super) struct Incoming<'m> {
     /// Its bytes, in pieces that each lie within one region.
@@ -40,16 +40,12 @@ pub(super) struct Incoming<'m> {
 }
 
 impl<'m> Incoming<'m> {
-    /// Reads the descriptors of `chain`. One that is too short for a request, too long for any, or not in memory can't be
-    /// answered.
-    pub(super) fn read(mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Self, Violation> {
+    /// Sorts the buffers of `chain`. One that is too short for a request or not in memory can't be answered.
+    pub(super) fn read(mem: &'m GuestMemoryMmap, chain: &Chain) -> Result<Self, Violation> {
         let head = chain.head_index();
         let (mut pieces, mut buffers) = (Vec::new(), Vec::new());
         let (mut length, mut room) = (0_u32, 0_u32);
-        for (count, descriptor) in chain.enumerate() {
-            if count == usize::from(MAX_BUFFERS) {
-                return Err(Violation);
-            }
+        for descriptor in chain.descriptors() {
             let (address, bytes) = (descriptor.addr(), descriptor.len());
             if descriptor.is_write_only() {
                 room = room.checked_add(bytes).ok_or(Violation)?;

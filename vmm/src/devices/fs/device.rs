@@ -156,7 +156,7 @@ impl Fs {
                 return Ok(Served::Done);
             };
             let Some(chain) = next_chain(queue, &mem)? else { return Ok(Served::Done) };
-            let incoming = Incoming::read(&mem, chain)?;
+            let incoming = Incoming::read(&mem, &chain)?;
             work += REQUEST_COST.max(usize::try_from(incoming.length).unwrap_or(BUDGET));
             let refused = match &mut self.server {
                 Server::Connected { relay, .. } => match relay.send(index, incoming) {

@@ -143,14 +143,14 @@ impl Mem {
 }
 
 /// Answers one request.
-fn serve<'m>(
+fn serve(
     blocks: &mut Blocks,
     region: &Range<u64>,
     backing: Backing,
-    mem: &'m GuestMemoryMmap,
-    chain: Chain<'m>,
+    mem: &GuestMemoryMmap,
+    chain: &Chain,
 ) -> Result<Served, Violation> {
-    let mut writer = chain.clone().writer(mem)?;
+    let mut writer = chain.writer(mem)?;
     let request = Request::read(chain.reader(mem)?).map_err(|_| Violation)?;
     let mut work = 0;
     let mut discard = |addr: u64, bytes: u64| {
@@ -224,7 +224,7 @@ impl MutEventSubscriber for Mem {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         let Self { blocks, region, backing, queues, .. } = self;
-        queues.process(&events, |_, mem, chain| serve(blocks, region, *backing, mem, chain));
+        queues.process(&events, |_, mem, chain| serve(blocks, region, *backing, mem, &chain));
         if !self.told && self.blocks.plugged() == self.blocks.granted() {
             self.told = true;
             (self.reached)(self.blocks.plugged());

@@ -66,7 +66,7 @@ impl Sender {
                 break;
             };
             let head = chain.head_index();
-            match self.send(chain, port, mem)? {
+            match self.send(&chain, port, mem)? {
                 Sent::Done => {}
                 Sent::Blocked => {
                     queue.go_to_previous_position();
@@ -90,7 +90,7 @@ impl Sender {
 
     fn send(
         &mut self,
-        chain: Chain<'_>,
+        chain: &Chain,
         port: Option<&dyn Port>,
         mem: &GuestMemoryMmap,
     ) -> Result<Sent, Violation> {

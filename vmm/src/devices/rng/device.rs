@@ -34,7 +34,7 @@ impl Rng {
 }
 
 /// Answers one request.
-fn serve<'m>(mem: &'m GuestMemoryMmap, chain: Chain<'m>) -> Result<Served, Violation> {
+fn serve(mem: &GuestMemoryMmap, chain: &Chain) -> Result<Served, Violation> {
     let mut writer = chain.writer(mem)?;
     let wanted = writer.available_bytes().min(MAX_REQUEST);
     let mut bytes = [0; CHUNK];
@@ -92,6 +92,6 @@ impl MutEventSubscriber for Rng {
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        self.queues.process(&events, |_, mem, chain| serve(mem, chain));
+        self.queues.process(&events, |_, mem, chain| serve(mem, &chain));
     }
 }

@@ -111,7 +111,7 @@ impl Vsock {
         match source {
             RX if matches!(reset, Reset::None) => self.muxer.set_reading(true),
             TX => {
-                let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, chain, &mut self.muxer))?;
+                let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, &chain, &mut self.muxer))?;
                 if drained == Drained::More {
                     self.kicks.repeat(TX);
                 }
@@ -134,11 +134,7 @@ impl Vsock {
 }
 
 /// Takes one packet of the guest. Header and payload may be spread over the chain's buffers in any way.
-fn take_packet<'m>(
-    mem: &'m GuestMemoryMmap,
-    chain: Chain<'m>,
-    muxer: &mut Muxer,
-) -> Result<Served, Violation> {
+fn take_packet(mem: &GuestMemoryMmap, chain: &Chain, muxer: &mut Muxer) -> Result<Served, Violation> {
     let mut reader = chain.reader(mem)?;
     let mut bytes = [0; HEADER_LEN];
     reader.read_exact(&mut bytes).map_err(|_| Violation)?;

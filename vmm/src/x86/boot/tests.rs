@@ -111,6 +111,22 @@ fn files_that_are_no_kernel_are_refused() {
     assert!(matches!(refused(&mut elf(16 * MIB, 48 * MIB, 6, b"kernel")), BootError::Kernel { .. }));
 }
 
+/// GHSA-52h2-m2cf-9jh6: a loop without end over the notes of a kernel.
+#[test]
+fn notes_that_lie_about_their_lengths_come_to_an_end() {
+    for lengths in [[0u32, 0], [u32::MAX, u32::MAX], [u32::MAX - 3, 0], [0, u32::MAX - 2], [4, 4]] {
+        for length in [12, 1 << 20, u64::MAX] {
+            let note = [lengths.map(u32::to_le_bytes).concat(), 18u32.to_le_bytes().to_vec()].concat();
+            let mut file = elf(16 * MIB, 16 * MIB, 4 * MIB, &note.repeat(1000));
+            // The segment becomes one of notes (PT_NOTE), of this length in the file.
+            file.write_all_at(&4u32.to_le_bytes(), 64).unwrap();
+            file.write_all_at(&length.to_le_bytes(), 96).unwrap();
+            // What it is taken for does not matter here.
+            let _ = boot(&memory(32), 32, &mut file, None);
+        }
+    }
+}
+
 #[test]
 fn an_initramfs_that_is_not_a_file_is_refused() {
     let mut null = File::open("/dev/null").unwrap();

@@ -1,0 +1,110 @@
+//! How the processes of a running pod are confined, seen from the host.
+
+use std::fs;
+use std::process::Command;
+
+use monohull_tests::engine::{Engine, Run, finish};
+use serde_json::Value;
+
+use crate::Case;
+use crate::containers::id;
+use crate::failures::vmm_of;
+
+pub(crate) const CASES: &[Case] = &[
+    ("security::a_vmm_has_no_rights_no_path_and_no_other_process", vmm_confinement),
+    ("security::a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
+    ("security::a_vmms_threads_can_make_few_system_calls", vmm_filters),
+    ("security::an_fs_server_has_only_the_rights_over_files", fs_confinement),
+];
+
+/// The first number that VMMs run as (`monohull_vmm::api::user_of`).
+const FIRST_USER: u64 = 0x7000_0000;
+/// The most calls that a thread of a class may be able to make.
+const MOST_CALLS: [(&str, u64); 4] = [("main", 40), ("vcpu", 20), ("io", 26), ("starter", 40)];
+
+/// A running pod with a volume, for which there is an fs server.
+fn pod(engine: &Engine) -> String {
+    let name = id("security");
+    let mut run = Run::new(&name, &["sleep", "1000"]);
+    run.detach = true;
+    let output = engine.run(&run);
+    assert_eq!(output.code(), 0, "{}{}", output.stderr, engine.log());
+    name
+}
+
+/// What `monohull ps --security` says of a process of a pod.
+fn confinement(pod: &str, process: &str) -> Value {
+    let shown = finish(Command::new("monohull").args(["ps", "--security"]));
+    assert_eq!(shown.code(), 0, "{}", shown.stderr);
+    println!("{}", shown.text());
+    let output = finish(Command::new("monohull").args(["ps", "--security", "--json"]));
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let row = rows.into_iter().find(|row| row["pod"] == pod && row["process"] == process);
+    row.unwrap_or_else(|| panic!("no {process} of {pod} in {}", output.text()))
+}
+
+fn vmm_confinement(engine: &Engine) {
+    let pod = pod(engine);
+    let vmm = confinement(&pod, "vmm");
+    assert!(vmm["user"].as_u64().is_some_and(|user| user >= FIRST_USER), "{vmm}");
+    assert_eq!(vmm["namespaces"], serde_json::json!(["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]));
+    assert_eq!(vmm["capabilities"], 0);
+    assert_eq!(vmm["no_new_privileges"], true);
+    assert!(vmm["seccomp_filters"].as_u64().is_some_and(|filters| filters >= 1), "{vmm}");
+    assert_eq!(vmm["root_is_empty"], true);
+    let pid = vmm_of(&pod).pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let field = |name: &str| {
+        let field = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        field.unwrap_or_else(|| panic!("no {name} in {status}")).split_whitespace().collect::<Vec<_>>()
+    };
+    assert_eq!(field("Groups"), [""; 0], "no groups");
+    assert_eq!(field("Seccomp"), ["2"], "filters, not strict mode");
+    assert_eq!(field("NSpid").last(), Some(&"1"), "the first process of its namespace");
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "guest memory is in no core file");
+    engine.remove(&pod);
+}
+
+fn vmm_files(engine: &Engine) {
+    let pod = pod(engine);
+    let pid = vmm_of(&pod).pid();
+    let mut files: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("its files")
+        .map(|entry| {
+            fs::read_link(entry.expect("a file").path()).expect("a link").to_string_lossy().into_owned()
+        })
+        .collect();
+    files.sort_unstable();
+    println!("open files of a VMM: {files:#?}");
+    let known = |file: &String| {
+        let kinds = ["anon_inode:", "socket:[", "pipe:[", "/dev/null", "/dev/kvm", "/dev/net/tun", "/memfd:"];
+        kinds.iter().any(|kind| file.starts_with(kind)) || file.starts_with("/run/monohull/_templates/")
+    };
+    let others: Vec<_> = files.iter().filter(|file| !known(file)).collect();
+    assert!(others.is_empty(), "{others:#?}");
+    engine.remove(&pod);
+}
+
+fn vmm_filters(_: &Engine) {
+    let output = finish(Command::new("/usr/libexec/monohull/monohull-vmm").arg("--filters"));
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    let text = output.text();
+    println!("{text}");
+    for (class, most) in MOST_CALLS {
+        let line = text.lines().find(|line| line.starts_with(&format!("{class}: ")));
+        let count = line.and_then(|line| line.split(' ').nth(1)?.parse::<u64>().ok());
+        assert!(count.is_some_and(|count| count <= most), "{class}: {count:?}, at most {most}");
+    }
+}
+
+fn fs_confinement(engine: &Engine) {
+    let pod = pod(engine);
+    let server = confinement(&pod, "fs");
+    assert_eq!(server["namespaces"], serde_json::json!(["ipc", "mnt", "net", "uts"]));
+    assert_eq!(server["capabilities"], 8);
+    assert_eq!(server["no_new_privileges"], true);
+    assert!(server["seccomp_filters"].as_u64().is_some_and(|filters| filters >= 1), "{server}");
+    engine.remove(&pod);
+}
