@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
-	hostile guest-tests e2e shimtest security containerd-client critest nerdctl matrix fstest bench host-shell clean
+	hostile guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -17,6 +17,12 @@ DEBUG := $(TARGET)/debug
 # The installed layout, and the tests' programs.
 ROOT := build/root
 TESTS := build/tests
+
+# What `make chaos` and `make soak` do.
+ROUNDS ?= 100
+SEED ?= 1
+FIRST ?= 0
+PODS ?= 100
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -50,7 +56,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@cargo test --locked -p monohull-tests --test e2e --no-run
 	@install $$(cargo test --locked -q -p monohull-tests --test e2e --no-run --message-format=json 2> /dev/null | \
 		jq -r 'select(.target.name? == "e2e") | .executable') $(TESTS)/e2e
-	@install $(DEBUG)/monohull-bench $(DEBUG)/in-container $(TESTS)/
+	@install $(addprefix $(DEBUG)/,monohull-bench monohull-chaos monohull-soak in-container) $(TESTS)/
 	@for test in machine snapshot hostile; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
 		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
 	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
@@ -87,6 +93,7 @@ named-tests:
 
 unit: ## Unit tests, and the VMM's with tiny guests on /dev/kvm
 	cargo test --workspace --exclude monohull-tests --locked
+	cargo test -p monohull-tests --lib --bins --locked
 
 hostile: named-tests ## Hostile guests on /dev/kvm, hostile VMMs and agents, bad names for the fs server (part of `make unit`; needs root)
 	cargo test --locked -p monohull-vmm --test hostile
@@ -123,6 +130,13 @@ fstest: build build-tests ## pjdfstest on a volume and on the host's own file sy
 matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix
 	@cp build/results/matrix/page.md docs/conformance-releases.md
+
+chaos: build build-tests ## Pods that something goes wrong with: nothing may be left (ROUNDS=100, about 7 s each; SEED=1; FIRST=0, or one ROUND=n)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(ROUNDS) * 30 + 600))} tests/run chaos --seed $(SEED) \
+		$(if $(ROUND),--round $(ROUND),--rounds $(ROUNDS) --first $(FIRST))
+
+soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, about 6 s each)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(PODS) * 30 + 600))} tests/run soak --pods $(PODS)
 
 bench: build build-tests ## The README's tables, in the test host
 	@tests/run bench

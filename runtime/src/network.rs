@@ -132,21 +132,20 @@ impl Network {
                     ))
                 })?;
             let (tap, descriptor) = Tap::join(&handle, interface).await?;
-            vm.attach_nic(nic, descriptor).await.map_err(NetworkError::Vm)?;
+            if let Err(error) = vm.attach_nic(nic, descriptor).await {
+                tap::end_redirection(&handle, interface.index).await?;
+                return Err(NetworkError::Vm(error));
+            }
             *slot = Some(Joined { interface: interface.index, tap });
         }
         Ok(())
     }
 
-    /// Gives the interfaces back to the host's own stack: a namespace may outlive its pod.
+    /// Gives the interfaces back to the host's own stack: a namespace may outlive its pod. All of them: joining one may have been
+    /// given up half-way.
     pub(crate) async fn detach(&mut self) -> Result<(), NetworkError> {
-        let handle = discover::connect()?;
-        for slot in &mut self.nics {
-            if let Some(joined) = slot.take() {
-                tap::end_redirection(&handle, joined.interface).await?;
-            }
-        }
-        Ok(())
+        self.nics.fill_with(|| None);
+        self.found.give_back(&discover::connect()?).await
     }
 
     /// What the agent is told: all that was found. The interfaces must be joined.
@@ -178,6 +177,17 @@ impl Network {
 
 fn too_many(interfaces: usize) -> NetworkError {
     NetworkError::Unsupported(format!("it has {interfaces} interfaces, at most {MAX_NICS} can be joined"))
+}
+
+/// Gives the interfaces of the current network namespace back to the host's own stack, for a pod whose owner has died. If a pod
+/// lives in it, which is another one then, nothing is changed.
+pub async fn give_back() -> Result<(), NetworkError> {
+    let handle = discover::connect()?;
+    match Found::read(&handle, &[]).await {
+        Ok(found) => found.give_back(&handle).await,
+        Err(NetworkError::Taken(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Brings the loopback device of the current namespace up: in a namespace of our own nobody else does.

@@ -2,17 +2,19 @@
 //! after a crash. What is left of the container is removed; the pod only if its shim is dead.
 //!
 //! All mounts, interfaces and other kernel objects of a pod belong to its shim's namespaces or to descriptors of its
-//! processes and have gone with them; what remains is the VMM's process, files, and what hooks have set up.
+//! processes and have gone with them; what remains is the VMM's process, files, redirections of interfaces in a network namespace
+//! that the engine keeps, and what hooks have set up.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::TaskClient;
 use monohull_runtime::cgroup::Cgroup;
+use monohull_runtime::network;
 use monohull_runtime::settings::Settings;
 use monohull_runtime::state::{self, PodState};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -146,6 +148,9 @@ impl Remains<'_> {
         for error in cgroups.iter().filter_map(|cgroup| cgroup.remove().err()) {
             warn(&chain(&error));
         }
+        if let Some(Err(text)) = namespaces::network_path(self.spec.as_ref()).map(give_back_network) {
+            warn(&text);
+        }
         if !socket.as_os_str().is_empty() && !address::is_served(socket) {
             let _ = fs::remove_file(socket);
         }
@@ -214,6 +219,24 @@ impl Remains<'_> {
             warn("the container's poststop hooks do not end in time");
         }
     }
+}
+
+/// Gives the interfaces of a network namespace that outlives its pod back to the host's own stack.
+fn give_back_network(path: PathBuf) -> Result<(), String> {
+    // Most often the engine has removed it.
+    if !path.exists() {
+        return Ok(());
+    }
+    let give_back = move || {
+        namespaces::join_network(&path).map_err(|e| chain(&e))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| format!("cannot start the event loop: {e}"))?;
+        runtime.block_on(network::give_back()).map_err(|e| chain(&e))
+    };
+    // A thread of its own: hooks are still to be run where the process is.
+    let given_back =
+        thread::Builder::new().spawn(give_back).map_err(|e| format!("cannot start a thread: {e}"))?;
+    given_back.join().unwrap_or_else(|_| Err("the network is not given back".into()))
 }
 
 /// Kills and deletes a container, and offers the shim to end.

@@ -59,6 +59,14 @@ impl Network {
     }
 }
 
+/// The network namespace that the engine has made for the pod, if it has.
+pub(crate) fn network_path(spec: Option<&oci::Spec>) -> Option<PathBuf> {
+    match Network::of(spec) {
+        Network::Path(path) => Some(path),
+        Network::New => None,
+    }
+}
+
 /// The network entry of `linux.namespaces`.
 fn network_entry(spec: Option<&oci::Spec>) -> Option<&oci::LinuxNamespace> {
     let namespaces = spec?.linux().as_ref()?.namespaces().as_ref()?;

@@ -12,14 +12,13 @@ mod network;
 mod program;
 mod start;
 mod storage;
-mod table;
 mod vmm;
 
 use std::process::{Command, ExitCode, Stdio};
 
 use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, Run, unique};
+use monohull_tests::table::{self, Table};
 use monohull_tests::{leaks, memory, templates};
-use table::Table;
 
 /// Counted runs of each command, after one that is not counted.
 const RUNS: usize = 7;

@@ -10,6 +10,7 @@ use monohull_tests::network::{Namespace, ip};
 
 use crate::Case;
 use crate::containers::id;
+use crate::failures::shim_of;
 use crate::leaks::assert_nothing_beyond;
 
 /// With CNI's plugins and namespaces of the tests' own.
@@ -335,8 +336,11 @@ fn port_forward(engine: &Engine) {
 fn leaves_nothing(engine: &Engine) {
     let mut namespace = Namespace::new(&id("leak"));
     namespace.add("eth0", &ptp_config(&["10.90.23.0/24"], &[]));
+    // The ingress queue of eth0 stays until the engine removes eth0; it leads nowhere.
+    let queue = "qdisc ingress ffff: dev eth0 parent ffff:fff1 ---------------- \n";
     let state = |namespace: &Namespace| {
-        namespace.run(&["sh", "-c", "ip -o link | cut -d: -f2; ip route; tc filter show dev eth0 ingress"])
+        let words = ["sh", "-c", "ip -o link | cut -d: -f2; ip route; tc filter show dev eth0 ingress"];
+        namespace.run(&words).replace(queue, "")
     };
     let (before, links) = (Census::take(&engine.bundles()), state(&namespace));
     let id = start(engine, &namespace);
@@ -345,10 +349,7 @@ fn leaves_nothing(engine: &Engine) {
     assert!(state(&namespace).contains("mh0"));
     engine.remove(&id);
     assert_nothing_beyond(engine, &before);
-    // The ingress queue of eth0 stays until the engine removes eth0; it leads nowhere.
-    let after =
-        state(&namespace).replace("qdisc ingress ffff: dev eth0 parent ffff:fff1 ---------------- \n", "");
-    assert_eq!(after, links);
+    assert_eq!(state(&namespace), links);
     let refused = finish(&mut namespace.command(&["busybox", "nc", "127.0.0.1", "8080"]));
     assert_ne!(refused.code(), 0, "connections are still redirected");
 
@@ -356,7 +357,11 @@ fn leaves_nothing(engine: &Engine) {
     namespace.run(&ping("10.90.23.1"));
     let id = start(engine, &namespace);
     inside(engine, &id, &ping("10.90.23.1"));
+
+    // Nor is anything left of a pod whose shim was killed.
+    shim_of("default", &id).kill();
     engine.remove(&id);
+    assert_eq!(state(&namespace), links);
 }
 
 /// What nerdctl makes of networks.

@@ -2,15 +2,16 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+pub use crate::output::{Output, finish, finish_with_input};
 
 /// The runtime under test.
 pub const MONOHULL: &str = "io.containerd.monohull.v2";
@@ -64,29 +65,6 @@ pub struct Engine {
     client: Client,
     daemon: Child,
     dir: TempDir,
-}
-
-/// What a command printed and how it ended.
-#[derive(Debug)]
-pub struct Output {
-    /// Its status.
-    pub status: ExitStatus,
-    /// Standard output, raw.
-    pub stdout: Vec<u8>,
-    /// Standard error.
-    pub stderr: String,
-}
-
-impl Output {
-    /// Standard output as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// The exit code; 255 when a signal ended the command.
-    pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or(255)
-    }
 }
 
 /// A container to run: the options every client has, in one spelling.
@@ -188,8 +166,9 @@ impl Engine {
         self.daemon.wait().map(drop)
     }
 
-    /// Starts a crashed containerd again, with all that it had.
+    /// Starts a crashed containerd again, with all that it had. Its log begins anew; the one before stays beside it.
     pub fn come_back(&mut self) -> io::Result<()> {
+        fs::rename(self.dir.path().join("log"), self.dir.path().join("log.before"))?;
         self.daemon = spawn_daemon(self.client, self.dir.path())?;
         self.wait_until_ready()
     }
@@ -202,6 +181,11 @@ impl Engine {
     /// containerd's own log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The log of the daemon that was there before the last [`Self::come_back`].
+    pub fn log_before(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log.before")).unwrap_or_default()
     }
 
     /// Pid of the daemon.
@@ -436,34 +420,6 @@ fn spawn_daemon(client: Client, dir: &Path) -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
-}
-
-/// Runs a command to its end.
-pub fn finish(command: &mut Command) -> Output {
-    finish_with_input(command.stdin(Stdio::null()), Vec::new())
-}
-
-/// Runs a command to its end with `input` as its standard input.
-pub fn finish_with_input(command: &mut Command, input: Vec<u8>) -> Output {
-    if !input.is_empty() {
-        command.stdin(Stdio::piped());
-    }
-    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = match spawned {
-        Ok(child) => child,
-        Err(error) => panic!("cannot run {command:?}: {error}"),
-    };
-    let writer = child.stdin.take().map(|mut stdin| thread::spawn(move || stdin.write_all(&input)));
-    let output = match child.wait_with_output() {
-        Ok(output) => output,
-        Err(error) => panic!("cannot wait for {command:?}: {error}"),
-    };
-    if let Some(writer) = writer {
-        // A container that does not read its input closes the pipe: that is its right.
-        let _ = writer.join();
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    Output { status: output.status, stdout: output.stdout, stderr }
 }
 
 /// The test image, a docker archive: `MONOHULL_TEST_IMAGE`, or where the test host has it.

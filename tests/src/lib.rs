@@ -7,5 +7,8 @@ pub mod engine;
 pub mod leaks;
 pub mod memory;
 pub mod network;
+pub mod output;
+pub mod table;
 pub mod templates;
 pub mod vm;
+pub mod watch;

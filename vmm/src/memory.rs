@@ -8,16 +8,22 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
 use nix::libc::{MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use nix::unistd::{Whence, lseek};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::virtio::GuestMemory;
 
 /// Host memory backs guest memory by huge pages only where both addresses are equal modulo this.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes per page of the host.
+const PAGE: libc::off_t = 4096;
 
 /// Guest memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +53,8 @@ pub(crate) fn allocate(ram: &[(u64, u64)], huge_pages: bool) -> Result<GuestMemo
 /// Maps a snapshot's memory file as guest memory for the given RAM ranges, which it holds one after the other.
 ///
 /// The guest shares the file's pages with all who map it until it writes to them: what it writes is its own. The file must
-/// stay as it is for as long as the process lives. It must not be cut off in particular, which would end the process.
+/// stay as it is for as long as the process lives. It must not be cut off in particular, which would end the process. Nothing
+/// is added to it: see [`cover_holes`].
 pub(crate) fn map(ram: &[(u64, u64)], file: &File) -> Result<GuestMemory, MemoryError> {
     let mib = ram.iter().map(|(_, len)| len >> 20).sum();
     let failed = |source| MemoryError { mib, source };
@@ -122,9 +129,62 @@ fn file_region(start: u64, len: u64, file: &File, offset: u64) -> io::Result<Gue
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
     // SAFETY: it takes the place of a mapping of the same length that was just made, and that nobody refers to.
     let memory = unsafe { mmap(Some(place.addr()), bytes, access, flags, file, offset) }?;
+    cover_holes(memory.cast(), bytes.get(), file, offset)?;
     let memory = advise(memory.cast(), bytes.get(), false)?;
     // SAFETY: the mapping was just made, it has this length, and nobody unmaps it.
     unsafe { as_region(memory, start, bytes.get(), 0) }
+}
+
+/// Puts memory of zeroes in the place of the file's holes, in a new mapping of its `len` bytes at `offset`.
+///
+/// As a part of the file, a page that a guest touches in a hole would be one of the file from then on, which takes room in its file
+/// system besides the guest's own copy. When the file system is full there is none to have, and the CPU that touches the page would
+/// wait for good: KVM tries again and again.
+fn cover_holes(memory: NonNull<u8>, len: usize, file: &File, offset: libc::off_t) -> io::Result<()> {
+    let end = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)? + offset;
+    for hole in holes(file, offset..end)? {
+        let at = usize::try_from(hole.start - offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let bytes = usize::try_from(hole.end - hole.start).ok().and_then(NonZeroUsize::new);
+        let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+        // SAFETY: the hole lies in the mapping of `len` bytes, which is new and which nobody refers to.
+        unsafe {
+            let place = memory.byte_add(at);
+            mmap_anonymous(Some(place.addr()), bytes, access, flags)?;
+            // As for the rest of the file: a page at a time. A kernel without huge pages says EINVAL.
+            let _ = madvise(place.cast(), bytes.get(), MmapAdvise::MADV_NOHUGEPAGE);
+            name(place, bytes.get());
+        }
+    }
+    Ok(())
+}
+
+/// Names memory in `/proc/<pid>/smaps`, where the kernel can (PR_SET_VMA_ANON_NAME of prctl(2)): of all that the process has it is
+/// the only one that is the guest's.
+fn name(memory: NonNull<u8>, len: usize) {
+    let [option, which] = [libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME as libc::c_int];
+    // SAFETY: the kernel reads the string, and changes nothing but the name of mappings.
+    unsafe { libc::prctl(option, which, memory.as_ptr(), len, c"guest-memory".as_ptr()) };
+}
+
+/// The holes in a part of a file, in whole pages. A file system that does not know of holes has none.
+fn holes(file: &File, part: Range<libc::off_t>) -> io::Result<Vec<Range<libc::off_t>>> {
+    let seek = |at, what| match lseek(file, at, what) {
+        // Nothing of the kind up to the end of the file.
+        Err(Errno::ENXIO) => Ok(part.end),
+        other => other.map(|found| found.min(part.end)),
+    };
+    let (mut holes, mut at) = (Vec::new(), part.start);
+    while at < part.end {
+        let hole = seek(at, Whence::SeekHole)?;
+        at = if hole < part.end { seek(hole, Whence::SeekData)? } else { part.end };
+        let pages = (hole + PAGE - 1) / PAGE * PAGE..at / PAGE * PAGE;
+        if !pages.is_empty() {
+            holes.push(pages);
+        }
+    }
+    Ok(holes)
 }
 
 /// Tells the kernel what a new mapping is for.
@@ -218,6 +278,30 @@ mod tests {
         let mut there = [0; 2];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, LOW).unwrap();
         assert_eq!(there, [3, 4]);
+    }
+
+    #[test]
+    fn what_a_guest_touches_in_a_hole_is_not_added_to_the_file() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        // A tmpfs, where templates are.
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[1; 8192], 4096).unwrap();
+        file.write_all_at(&[2; 4096], (8 << 20) - 4096).unwrap();
+        assert_eq!(holes(&file, 0..8 << 20).unwrap(), [0..4096, 12288..(8 << 20) - 4096]);
+        assert_eq!(holes(&file, 8192..1 << 20).unwrap(), [12288..1 << 20], "of a part");
+        let before = file.metadata().unwrap().blocks();
+
+        let memory = map(&[(0, 8 << 20)], &file).unwrap().memory();
+        for at in (0..8 << 20).step_by(4096) {
+            let there = memory.read_obj::<u8>(GuestAddress(at)).unwrap();
+            assert_eq!(
+                there,
+                if (4096..12288).contains(&at) { 1 } else { u8::from(at == (8 << 20) - 4096) * 2 }
+            );
+            memory.write_obj(9u8, GuestAddress(at)).unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().blocks(), before);
     }
 
     #[test]

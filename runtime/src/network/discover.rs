@@ -86,6 +86,14 @@ impl Found {
         }
         Ok(Self { interfaces, entries: entries.in_order() })
     }
+
+    /// Ends the redirections of all interfaces.
+    pub(super) async fn give_back(&self, handle: &Handle) -> Result<(), NetworkError> {
+        for interface in &self.interfaces {
+            tap::end_redirection(handle, interface.index).await?;
+        }
+        Ok(())
+    }
 }
 
 async fn all<T>(

@@ -14,6 +14,9 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 use super::*;
+use crate::fake::{Host, Mode};
+use crate::pod::tests::pod_config;
+use crate::pod::{Pod, PodConfig};
 
 /// Runs `test` in a thread with a new network namespace.
 fn in_new_namespace(test: impl AsyncFnOnce() + Send + 'static) {
@@ -342,6 +345,37 @@ fn a_namespace_can_be_used_by_one_pod_after_the_other() {
         tap::end_redirection(&handle, interface.index).await.unwrap();
         assert_eq!(filters(), "");
         tap::end_redirection(&handle, interface.index).await.unwrap();
+    });
+}
+
+#[test]
+fn a_dead_owners_redirections_are_ended_but_not_those_of_a_pod_that_lives() {
+    in_new_namespace(async || {
+        ip("link add eth0 type veth peer name peer\nlink set eth0 up\nlink set peer up", None);
+        let handle = discover::connect().unwrap();
+        let found = Network::discover().await.unwrap().found;
+        let interface = found.interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
+        let mut changes = Changes::subscribe().unwrap();
+        let (_, descriptor) = Tap::join(&handle, interface).await.unwrap();
+        give_back().await.unwrap();
+        assert_eq!(filters().matches("mirred").count(), 1, "{}", filters());
+
+        drop(descriptor);
+        until_gone("mh0", &mut changes).await;
+        give_back().await.unwrap();
+        assert_eq!(filters(), "");
+    });
+}
+
+#[test]
+fn a_pod_whose_start_fails_gives_its_interfaces_back() {
+    in_new_namespace(async || {
+        ip("link add eth0 type veth peer name peer\nlink set eth0 up\nlink set peer up", None);
+        let host = Host::new(Mode::IsKilled);
+        let config = PodConfig { network: true, ..pod_config(&host) };
+        assert!(Pod::start(config).await.is_err());
+        assert!(host.calls().iter().any(|call| call.starts_with("AttachNic")), "{:?}", host.calls());
+        assert_eq!(filters(), "");
     });
 }
 

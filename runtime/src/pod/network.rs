@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Pod, PodError};
 use crate::forward::Forward;
-use crate::network::{self, Changes};
+use crate::network::{self, Changes, Network};
 use crate::vsock::Vsock;
 
 impl Pod {
@@ -26,10 +26,16 @@ impl Pod {
 
     /// Once the VM has ended.
     pub(super) async fn leave_network(&self) {
-        let Some(network) = &self.network else { return };
-        if let Err(error) = network.lock().await.detach().await {
-            tracing::warn!(error = %crate::text::chain(&error), step = "leave the network");
+        if let Some(network) = &self.network {
+            leave(&mut *network.lock().await).await;
         }
+    }
+}
+
+/// Leaves the namespace as it was, once the VM has ended.
+pub(super) async fn leave(network: &mut Network) {
+    if let Err(error) = network.detach().await {
+        tracing::warn!(error = %crate::text::chain(&error), step = "leave the network");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::state_file::StateFile;
 use crate::sys;
 use crate::template::Template;
 use crate::timeline::Timeline;
-use crate::vm::{Vm, VmError, VmFiles};
+use crate::vm::{self, Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 
 /// Turns a guest that never gets to its agent into an error.
@@ -91,6 +91,8 @@ pub(crate) async fn agent_of(
 fn is_the_guests(error: &PodError) -> bool {
     use ExitReason::{GuestShutdown, HostOutOfMemory, Stopped};
     match error {
+        // A guest can't kill its VMM: somebody on the host has.
+        PodError::Ended(ExitReason::Failure(text)) => text != vm::KILLED,
         PodError::Ended(reason) => !matches!(reason, GuestShutdown | HostOutOfMemory | Stopped),
         PodError::Boot(_) | PodError::Agent(_) => true,
         PodError::Vm(error) => matches!(error, VmError::Timeout(_) | VmError::Refused { .. }),
@@ -175,6 +177,9 @@ async fn attempt(config: &PodConfig, plan: Plan, template: Option<&Template>) ->
         Err(error) => {
             drop(vm);
             watch.ended().await;
+            if let Some(mut network) = network {
+                network::leave(&mut network).await;
+            }
             Err(error)
         }
     }

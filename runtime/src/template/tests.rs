@@ -80,6 +80,15 @@ async fn a_pod_whose_template_fails_boots_and_the_template_goes() {
 }
 
 #[tokio::test]
+async fn a_template_stays_when_the_vmm_of_a_fork_is_killed() {
+    let host = Host::new(Mode::IsKilled);
+    let made = build(&host.settings()).await.unwrap();
+    let error = Pod::start(pod_config(&host)).await.unwrap_err();
+    assert!(error.to_string().contains("killed by SIGKILL"), "{error}");
+    assert!(templates(&host).join(&made[0].key).exists());
+}
+
+#[tokio::test]
 async fn a_failure_is_told_and_not_repeated_at_once() {
     let host = Host::new(Mode::Panics);
     let settings = host.settings();

@@ -23,6 +23,8 @@ use crate::sockets::Sockets;
 use crate::timeline::Timeline;
 use crate::{sys, text};
 
+/// The failure of a VMM that was killed.
+pub(crate) const KILLED: &str = "killed by SIGKILL";
 /// Most start marks taken from a VMM.
 const MAX_MARKS: usize = 32;
 /// Most characters taken of a text that the VMM or guest wrote.
@@ -290,7 +292,7 @@ fn death(status: io::Result<ExitStatus>) -> String {
         Err(e) => return format!("cannot be waited for: {e}"),
     };
     match (status.signal(), status.code()) {
-        (Some(libc::SIGKILL), _) => "killed by SIGKILL".into(),
+        (Some(libc::SIGKILL), _) => KILLED.into(),
         (Some(libc::SIGSYS), _) => {
             "killed for a system call that its filter forbids (taken over by its guest, or a bug of the VMM); the kernel's log \
              has the number of the call"

@@ -1,25 +1,32 @@
 //! Tables and statistics for people.
 
-use monohull_tests::engine::RUNC;
+use crate::engine::RUNC;
 
 /// A table whose first column is text and whose others are right-aligned.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new(header: &[&str]) -> Self {
+    /// One with these column titles.
+    pub fn new(header: &[&str]) -> Self {
         Self { rows: vec![header.iter().map(|&cell| cell.to_owned()).collect()] }
     }
 
-    pub(crate) fn row(&mut self, cells: &[String]) {
+    /// Adds a row.
+    pub fn row(&mut self, cells: &[String]) {
         self.rows.push(cells.to_vec());
     }
 
     /// Prints the table in Markdown, so that it can be pasted into the README as it is.
-    pub(crate) fn print(&self, title: &str) {
-        println!("\n### {title}\n");
+    pub fn print(&self, title: &str) {
+        println!("\n### {title}\n\n{}", self.markdown());
+    }
+
+    /// The table in Markdown, without an end of line.
+    pub fn markdown(&self) -> String {
+        let mut lines = Vec::new();
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows
@@ -35,40 +42,42 @@ impl Table {
                 let width = width(column);
                 if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
             });
-            println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
+            lines.push(format!("| {} |", cells.collect::<Vec<_>>().join(" | ")));
             if number == 0 {
                 let rule = (0..columns).map(|column| {
                     let dashes = "-".repeat(width(column).max(2) - 1);
                     if column == 0 { format!("-{dashes}") } else { format!("{dashes}:") }
                 });
-                println!("| {} |", rule.collect::<Vec<_>>().join(" | "));
+                lines.push(format!("| {} |", rule.collect::<Vec<_>>().join(" | ")));
             }
         }
+        lines.join("\n")
     }
 }
 
 /// What was measured with both runtimes, in turn.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub struct Row {
     name: String,
     runc: Vec<f64>,
     monohull: Vec<f64>,
 }
 
 impl Row {
-    pub(crate) fn new(name: String) -> Self {
+    /// A row without measurements.
+    pub fn new(name: String) -> Self {
         Self { name, runc: Vec::new(), monohull: Vec::new() }
     }
 
     /// Adds a measurement with `runtime`.
-    pub(crate) fn add(&mut self, runtime: &str, value: f64) {
+    pub fn add(&mut self, runtime: &str, value: f64) {
         let of = if runtime == RUNC { &mut self.runc } else { &mut self.monohull };
         of.push(value);
     }
 }
 
 /// Prints the medians of both runtimes and what Monohull's is of runc's.
-pub(crate) fn compare(title: &str, what: &str, rows: Vec<Row>) {
+pub fn compare(title: &str, what: &str, rows: Vec<Row>) {
     let mut table = Table::new(&[what, "runc", "Monohull", "of runc's"]);
     for Row { name, runc, monohull } in rows {
         let [runc, monohull] = [runc, monohull].map(|values| Spread::of(values).median);
@@ -83,14 +92,18 @@ pub(crate) fn compare(title: &str, what: &str, rows: Vec<Row>) {
 
 /// Smallest, middle and largest of some measurements.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spread {
-    pub(crate) min: f64,
-    pub(crate) median: f64,
-    pub(crate) max: f64,
+pub struct Spread {
+    /// The smallest.
+    pub min: f64,
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The largest.
+    pub max: f64,
 }
 
 impl Spread {
-    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+    /// Of these measurements; not a number without any.
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         let last = values.len().saturating_sub(1);
@@ -98,7 +111,7 @@ impl Spread {
     }
 
     /// Three cells: minimum, median, maximum, without decimals.
-    pub(crate) fn cells(&self) -> [String; 3] {
+    pub fn cells(&self) -> [String; 3] {
         [self.min, self.median, self.max].map(|value| format!("{value:.0}"))
     }
 }
