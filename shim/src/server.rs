@@ -127,7 +127,7 @@ async fn starter_dies(starter: OwnedFd) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Enters the pod's cgroup and namespaces; returns the cgroup and the namespaces that were left.
