@@ -56,6 +56,7 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, the console; what a panic has to say";
     SYS_recvfrom [] [Main, Cpu] "the length of a request before it; streams, and what is left in them at a reset";
     SYS_sendto [] [Main] "streams of the guest's sockets";
+    SYS_writev [] [Main] "streams whose bytes waited in two parts of a buffer";
     SYS_recvmsg [] [Main, Io] "requests with their descriptors; replies of the fs server";
     SYS_sendmsg [] [Main, Io] "replies and events, with the guest's connections; requests to the fs server";
     SYS_preadv [] [Io] "reads of the image disk";
