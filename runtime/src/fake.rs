@@ -27,6 +27,9 @@ mod requests;
 /// Guest pid of the init process of any container.
 pub(crate) const PID: u32 = 7;
 
+/// Socket in a host's directory: who connects to it is killed.
+const KILLER: &str = "killer";
+
 /// How the fake VMM behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -91,6 +94,9 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(mode: Mode) -> Self {
         let host = Self { dir: tempfile::tempdir().unwrap() };
+        if mode == Mode::IsKilled {
+            kill_who_connects(&host.path().join(KILLER));
+        }
         let (exe, dir) = (std::env::current_exe().unwrap(), host.path().display());
         let script = format!(
             "#!/bin/sh\nFAKE_MODE={mode:?} FAKE_DIR={dir} exec {} --exact fake::process --ignored --nocapture\n",
@@ -132,6 +138,19 @@ impl Host {
     pub(crate) fn calls(&self) -> Vec<String> {
         fs::read_to_string(self.path().join("calls")).unwrap_or_default().lines().map(str::to_owned).collect()
     }
+}
+
+/// Has a thread kill processes, which the first one of a process id namespace can't do to itself.
+fn kill_who_connects(path: &Path) {
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::socket::{getsockopt, sockopt};
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let process = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
+            kill(nix::unistd::Pid::from_raw(process), Signal::SIGKILL).unwrap();
+        }
+    });
 }
 
 /// Makes an executable script. A process of its own writes it: were it open for writing in this one, a process that
@@ -269,16 +288,6 @@ impl Fake {
     }
 }
 
-/// Has the kernel kill this process, for using more of the CPU than it may: as the first one of a PID namespace, it can't be killed
-/// from within.
-fn be_killed() -> ! {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    setrlimit(Resource::Cpu, Rlimit { current: Some(1), maximum: Some(1) }).unwrap();
-    loop {
-        std::hint::spin_loop();
-    }
-}
-
 fn refuse<T>(code: ttrpc::Code, message: &str) -> ttrpc::Result<T> {
     Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)))
 }
@@ -299,11 +308,12 @@ impl agent_ttrpc::Agent for Fake {
         _: &TtrpcContext,
         request: proto::CreateSandboxRequest,
     ) -> ttrpc::Result<proto::CreateSandboxResponse> {
-        if self.mode == Mode::IsKilled {
-            be_killed();
-        }
         let random = request.entropy.iter().any(|byte| *byte != 0);
         self.note(&format!("sandbox {} entropy={} random={random}", request.hostname, request.entropy.len()));
+        if self.mode == Mode::IsKilled {
+            let _killed = UnixStream::connect(self.dir.join(KILLER)).await.unwrap();
+            std::future::pending::<()>().await;
+        }
         Ok(proto::CreateSandboxResponse { agent_start_us: 10, agent_ready_us: 20, ..Default::default() })
     }
 

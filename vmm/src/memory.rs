@@ -280,11 +280,7 @@ mod tests {
         file.write_all_at(&[1; 8192], 4096).unwrap();
         file.write_all_at(&[2; 4096], (8 << 20) - 4096).unwrap();
         assert_eq!(holes(&file, 0..8 << 20).unwrap(), [0..4096, 12288..(8 << 20) - 4096]);
-        assert_eq!(
-            holes(&file, 8192..1 << 20).unwrap(),
-            vec![Range { start: 12288, end: 1 << 20 }],
-            "of a part"
-        );
+        assert_eq!(holes(&file, 8192..1 << 20).unwrap().pop(), Some(12288..1 << 20), "of a part");
         let before = file.metadata().unwrap().blocks();
 
         let memory = map(&[(0, 8 << 20)], &file).unwrap().memory();

@@ -16,6 +16,7 @@ mod stage;
 mod disk;
 mod machine;
 mod memory;
+mod network;
 mod queues;
 mod registers;
 mod sockets;
