@@ -5,7 +5,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::parent_id;
@@ -138,17 +138,22 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     }
 
     let socket = address::socket_path(&request.socket_dir, &request.grpc_address, &args.namespace, &pod);
-    let address = if pod == args.id {
-        start_pod(args, &request, &bundle, &socket)?;
-        address::to_address(&socket)
+    let (address, server) = if pod == args.id {
+        let server = start_pod(args, &request, &bundle, &socket)?;
+        (address::to_address(&socket), server)
     } else {
-        find_pod(&bundle, &pod, &socket)
-            .ok_or_else(|| StartError::NoPod { container: args.id.clone(), pod: pod.clone() })?
+        let found = find_pod(&bundle, &pod, &socket);
+        (found.ok_or_else(|| StartError::NoPod { container: args.id.clone(), pod: pod.clone() })?, None)
     };
     bundle::write(&bundle, bundle::ADDRESS, &address)?;
 
     let reply = request.reply(&address).map_err(io::Error::other);
-    reply.and_then(|reply| io::stdout().write_all(&reply)).map_err(StartError::io("answer containerd"))
+    reply.and_then(|reply| io::stdout().write_all(&reply)).map_err(StartError::io("answer containerd"))?;
+    if let Some(mut server) = server {
+        // One that has ended meanwhile is containerd's to find.
+        let _ = server.write_all(b"!");
+    }
+    Ok(())
 }
 
 /// Broken options are the creation's to refuse.
@@ -178,18 +183,25 @@ fn find_pod(bundle: &Path, pod: &str, socket: &Path) -> Option<String> {
         .find(|address| address::is_served(address::to_path(address)))
 }
 
-/// Makes sure that a shim serves `socket`.
-fn start_pod(args: &Args, request: &Request, bundle: &Path, socket: &Path) -> Result<(), StartError> {
+/// Makes sure that a shim serves `socket`. One that is started now waits for a byte in the pipe, which says that containerd has
+/// been told: should this process die before, nobody else knows of it, and it ends.
+fn start_pod(
+    args: &Args,
+    request: &Request,
+    bundle: &Path,
+    socket: &Path,
+) -> Result<Option<PipeWriter>, StartError> {
     let listener =
         address::bind(socket).map_err(StartError::io(format!("listen on {}", socket.display())))?;
-    let Some(listener) = listener else { return Ok(()) };
-    let started = launch(args, request, listener).and_then(|pid| {
+    let Some(listener) = listener else { return Ok(None) };
+    let started = launch(args, request, listener).and_then(|(pid, server)| {
         // Best effort: a shim that is as dear to the kernel as containerd still works.
         let _ = lower_oom_priority(pid);
-        Ok(bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?)
+        bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?;
+        Ok(Some(server))
     });
     match &started {
-        Ok(()) => template::make(request.settings.as_deref()),
+        Ok(_) => template::make(request.settings.as_deref()),
         Err(_) => {
             // The server ends by itself: its socket can't be reached any more and nothing else was started.
             let _ = fs::remove_file(socket);
@@ -198,9 +210,9 @@ fn start_pod(args: &Args, request: &Request, bundle: &Path, socket: &Path) -> Re
     started
 }
 
-/// Starts the serving process, which has the listening socket for its standard input, as inetd does it: the only
-/// descriptor that can be handed over without unsafe code.
-fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<u32, StartError> {
+/// Starts the serving process, which has the listening socket for its standard input, as inetd does it, and the pipe of
+/// [`start_pod`] for its standard output: the only descriptors that can be handed over without unsafe code.
+fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<(u32, PipeWriter), StartError> {
     let executable = env::current_exe().map_err(StartError::io("find the shim's own binary"))?;
     let mut command = Command::new(&executable);
     command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &request.grpc_address]);
@@ -210,13 +222,14 @@ fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<u32,
     if let Some(path) = &request.settings {
         command.env(SETTINGS, path);
     }
+    let (told, tell) = io::pipe().map_err(StartError::io("make a pipe"))?;
     command
         .env(TTRPC_ADDRESS, &request.ttrpc_address)
         .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
+        .stdout(told)
         .stderr(Stdio::null());
     let child = command.spawn().map_err(StartError::io(format!("start {}", executable.display())))?;
-    Ok(child.id())
+    Ok((child.id(), tell))
 }
 
 /// The kernel shall rather kill a shim than containerd: one more than its `oom_score_adj`.

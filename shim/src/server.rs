@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use monohull_runtime::cgroup::{Cgroup, Entered};
 use monohull_runtime::pod::Pod;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::unistd::{dup2_stdin, setsid};
+use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::r#async::transport::Listener;
@@ -59,6 +61,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
     timeline.mark("shim started");
     namespaces::close_inherited().map_err(ServeError::io("close inherited descriptors"))?;
     let listener = take_listener()?;
+    let starter = take_starter()?;
     // In a session of its own no terminal's signal reaches it. It fails for a session leader, which has that already.
     let _ = setsid();
     log::init(Path::new("log"), &args.id, args.debug);
@@ -84,7 +87,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         .thread_stack_size(HELPER_STACK)
         .build()
         .map_err(ServeError::io("start the event loop"))?
-        .block_on(run(listener, info))?;
+        .block_on(run(listener, starter, info))?;
     // `delete` removes what could not be.
     for cgroup in [entered_later, cgroup].into_iter().flatten() {
         if let Err(error) = cgroup.leave() {
@@ -101,9 +104,30 @@ fn take_listener() -> Result<UnixListener, ServeError> {
         return Err(ServeError::NoSocket);
     }
     let listener = stdin.as_fd().try_clone_to_owned().map_err(ServeError::io("take the socket"))?;
-    let null = File::open("/dev/null").map_err(ServeError::io("open /dev/null"))?;
-    dup2_stdin(null).map_err(ServeError::io("leave standard input"))?;
+    dup2_stdin(null()?).map_err(ServeError::io("leave standard input"))?;
     Ok(listener.into())
+}
+
+/// Takes the pipe on which `start` says that containerd knows of this process away from standard output.
+fn take_starter() -> Result<OwnedFd, ServeError> {
+    let starter = io::stdout().as_fd().try_clone_to_owned().map_err(ServeError::io("take the pipe"))?;
+    dup2_stdout(null()?).map_err(ServeError::io("leave standard output"))?;
+    Ok(starter)
+}
+
+fn null() -> Result<File, ServeError> {
+    File::options().read(true).write(true).open("/dev/null").map_err(ServeError::io("open /dev/null"))
+}
+
+/// Waits for the end of a `start` that dies before containerd knows of this process.
+async fn starter_dies(starter: OwnedFd) {
+    // Whoever starts the server by hand has no pipe.
+    if let Ok(mut pipe) = pipe::Receiver::from_owned_fd(starter)
+        && matches!(pipe.read(&mut [0]).await, Ok(0))
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Enters the pod's cgroup and namespaces; returns the cgroup and the namespaces that were left.
@@ -118,7 +142,7 @@ fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
 }
 
 /// Serves until the pod has ended. Returns its cgroup, if one was entered meanwhile.
-async fn run(listener: UnixListener, info: PodInfo) -> Result<Option<Entered>, ServeError> {
+async fn run(listener: UnixListener, starter: OwnedFd, info: PodInfo) -> Result<Option<Entered>, ServeError> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
     let socket = socket.unwrap_or_default();
     let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &info.namespace);
@@ -137,6 +161,7 @@ async fn run(listener: UnixListener, info: PodInfo) -> Result<Option<Entered>, S
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::io("wait for signals"))?;
     tokio::select! {
         () = pod.stop_requested() => {}
+        () = starter_dies(starter) => tracing::warn!("`start` has died before containerd knew of the shim, which ends"),
         _ = terminate.recv() => tracing::warn!("shim is terminated by a signal"),
         _ = interrupt.recv() => tracing::warn!("shim is terminated by a signal"),
     }

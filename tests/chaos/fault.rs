@@ -36,7 +36,13 @@ impl Active {
         let mut active = Self { met: true, ..Self::default() };
         match plan.fault {
             Fault::Kill(Victim::Containerd) => host.restart_containerd(plan.pause)?,
-            Fault::Kill(victim) => active.met = signal(&victims(victim, host), Signal::SIGKILL),
+            // One process: before a shim serves there are two, and after its end there is `delete`.
+            Fault::Kill(victim) => {
+                let mut victims = victims(victim, host);
+                victims.sort_unstable();
+                let one = usize::try_from(plan.slack).unwrap_or(0) % victims.len().max(1);
+                active.met = signal(victims.get(one..=one).unwrap_or_default(), Signal::SIGKILL);
+            }
             Fault::Stop(victim) => {
                 active.stopped = victims(victim, host);
                 active.met = signal(&active.stopped, Signal::SIGSTOP);

@@ -88,11 +88,9 @@ impl Host {
         Ok(left.into_iter().chain(self.network.left()).collect())
     }
 
-    /// Forgets what rounds before have said, and removes what ctr leaves when its call fails: the FIFOs of a task that it can't
-    /// delete are nobody else's.
+    /// Forgets what rounds before have said.
     pub(crate) fn begin_round(&mut self) {
         self.events.forget();
-        let _ = fs::remove_dir_all("/run/containerd/fifo");
         (self.logged, self.restarted) = (self.engine.log().len(), false);
     }
 

@@ -121,6 +121,8 @@ impl<'a> Round<'a> {
         }
         self.lift()?;
         let _ = fs::remove_file(log_of(&self.id));
+        // Nobody else's are the FIFOs that ctr has made for an exec and leaves when its call fails.
+        let _ = fs::remove_dir_all("/run/containerd/fifo");
         Ok(())
     }
 

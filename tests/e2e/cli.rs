@@ -1,19 +1,24 @@
-//! `monohull run`: a container in a microVM without any daemon.
+//! `monohull run`, a container in a microVM without any daemon; and the shim without its engine.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use monohull_tests::engine::{Output, finish, image};
 use monohull_tests::leaks::Census;
+use monohull_tests::watch::Watch;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 5] = [
+    let cases: [(&str, fn()); 6] = [
         ("run_image_prints_the_containers_output_and_passes_its_exit_code", output_and_exit_code),
         ("run_rootfs_takes_a_directory", rootfs_directory),
         ("run_with_a_timeline_shows_the_steps_of_the_boot", timeline),
         ("run_leaves_nothing_behind", nothing_left),
         ("check_finds_this_host_fit", check),
+        ("a_shim_that_no_engine_has_heard_of_ends", unheard_of),
     ];
     cases
         .into_iter()
@@ -79,4 +84,37 @@ fn check() {
         .collect();
     assert!(problems.is_empty(), "{problems:#?}");
     assert_eq!(output.code(), 0, "{}", output.stderr);
+}
+
+/// `start` is killed after it has started the shim, while its answer does not fit into the pipe.
+fn unheard_of() {
+    let bundle = tempfile::tempdir().expect("a bundle");
+    let (_reader, mut full) = std::io::pipe().expect("a pipe");
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a pipe that does not block");
+    while full.write(&[0; 4096]).is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).expect("a pipe that blocks");
+    let before = Census::take_with_engine(bundle.path(), std::process::id());
+    let mut start = Command::new("/usr/local/bin/containerd-shim-monohull-v2")
+        .args(["-namespace", "e2e", "-id", "unheard-of", "-address", "/nowhere", "start"])
+        .current_dir(bundle.path())
+        .stdin(Stdio::null())
+        .stdout(full)
+        .spawn()
+        .expect("a shim");
+    // The last thing before the answer.
+    let (address, watch) = (bundle.path().join("address"), Watch::new(vec![bundle.path().into()]));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let written = watch.expect("inotify").until(deadline, &[], || address.exists());
+    assert!(written.expect("poll"), "the shim has not started");
+    let started = Census::take(bundle.path()).processes;
+    assert_eq!(started.difference(&before.processes).count(), 2, "{started:?}");
+
+    start.kill().expect("kill");
+    start.wait().expect("its end");
+    for file in ["address", "shim.pid"] {
+        std::fs::remove_file(bundle.path().join(file)).expect("a file of the bundle");
+    }
+    let left = Census::settle(&before, bundle.path(), std::process::id(), Duration::from_secs(20));
+    let left = left.expect("a census");
+    assert!(left.is_empty(), "left behind: {left:#?}");
 }

@@ -141,8 +141,15 @@ fn pod(engine: &Engine, id: &str) -> io::Result<f64> {
     let took = begun.elapsed().as_secs_f64() * 1e3;
     for (container, exec) in [(id, "first"), (id, "second"), (RESIDENT, id)] {
         let words = ["task", "exec", "--exec-id", exec, container, "echo", "hello"];
-        expect(finish(&mut engine.ctr(&words)).text() == "hello\n", || {
-            format!("{container} does not serve an exec")
+        let output = finish(&mut engine.ctr(&words));
+        expect(output.text() == "hello\n", || {
+            format!(
+                "{exec} in {container}: {:?}, {}: {}\n{}",
+                output.text(),
+                output.status,
+                output.stderr,
+                engine.log()
+            )
         })?;
     }
     let (log, directory) = (log_of(id), PathBuf::from(LOGS));

@@ -13,30 +13,29 @@ pub struct Memory {
     pub guest: u64,
 }
 
-/// Name of the mapping of guest memory: the VMM names it with `PR_SET_VMA_ANON_NAME` where the kernel can.
-const GUEST_MAPPING: &str = "guest-memory";
-/// Without names: no other mapping of the VMM is as large.
-const GUEST_LEAST_KIB: u64 = 32 << 10;
-
-/// Reads `/proc/<pid>/smaps`.
+/// Reads `/proc/<pid>/smaps` (proc(5)).
 pub fn of(pid: u32) -> Memory {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let mut memory = Memory::default();
-    let mut guest = false;
+    let (mut memory, mut mapping) = (Memory::default(), Memory::default());
     for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(key), Some(value)) = (words.next(), words.next()) else { continue };
-        if !key.ends_with(':') {
-            guest = line.contains(GUEST_MAPPING);
-            continue;
-        }
-        let kib: u64 = value.parse().unwrap_or(0);
+        let Some((key, rest)) = line.split_once(':') else { continue };
+        let kib: u64 = rest.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
         match key {
-            "Size:" => guest |= kib >= GUEST_LEAST_KIB,
             // What it shares with its template counts as private while no other pod maps it.
-            "Anonymous:" if guest => memory.guest += kib,
-            "Private_Clean:" | "Private_Dirty:" if !guest => memory.private += kib,
-            "Shared_Clean:" | "Shared_Dirty:" if !guest => memory.shared += kib,
+            "Anonymous" => mapping.guest += kib,
+            "Private_Clean" | "Private_Dirty" => mapping.private += kib,
+            "Shared_Clean" | "Shared_Dirty" => mapping.shared += kib,
+            // The last line of a mapping. Of what can be written, guest memory alone is left out of core dumps ("dd").
+            "VmFlags" => {
+                let flag = |flag| rest.split_whitespace().any(|word| word == flag);
+                if flag("dd") && flag("wr") {
+                    memory.guest += mapping.guest;
+                } else {
+                    memory.private += mapping.private;
+                    memory.shared += mapping.shared;
+                }
+                mapping = Memory::default();
+            }
             _ => {}
         }
     }

@@ -154,18 +154,9 @@ fn cover_holes(memory: NonNull<u8>, len: usize, file: &File, offset: libc::off_t
             mmap_anonymous(Some(place.addr()), bytes, access, flags)?;
             // As for the rest of the file: a page at a time. A kernel without huge pages says EINVAL.
             let _ = madvise(place.cast(), bytes.get(), MmapAdvise::MADV_NOHUGEPAGE);
-            name(place, bytes.get());
         }
     }
     Ok(())
-}
-
-/// Names memory in `/proc/<pid>/smaps`, where the kernel can (PR_SET_VMA_ANON_NAME of prctl(2)): of all that the process has it is
-/// the only one that is the guest's.
-fn name(memory: NonNull<u8>, len: usize) {
-    let [option, which] = [libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME as libc::c_int];
-    // SAFETY: the kernel reads the string, and changes nothing but the name of mappings.
-    unsafe { libc::prctl(option, which, memory.as_ptr(), len, c"guest-memory".as_ptr()) };
 }
 
 /// The holes in a part of a file, in whole pages. A file system that does not know of holes has none.

@@ -183,7 +183,10 @@ impl Pod {
             return Err(PodError::Precondition(format!("container {container} is not running")));
         }
         let process = spec::exec_process(process)?;
-        let (streams, names) = self.vsock.streams(stdio, self.stream_prefix()).await?;
+        let (streams, names) = match self.vsock.streams(stdio, self.stream_prefix()).await {
+            Ok(streams) => streams,
+            Err(error) => return Err(self.link.explain(error.into()).await),
+        };
         let request = proto::ExecRequest {
             container_id: container.to_owned(),
             exec_id: exec_id.to_owned(),

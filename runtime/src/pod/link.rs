@@ -7,6 +7,7 @@ use monohull_vmm::api::ExitReason;
 use crate::agent::{Agent, AgentError};
 use crate::pod::PodError;
 use crate::vm::{Ended, VmWatch};
+use crate::vsock::VsockError;
 
 /// How long a VM may outlive its agent's connection: an end that is under way tells its own reason.
 const GRACE: Duration = Duration::from_secs(2);
@@ -38,6 +39,12 @@ impl Link {
 
     /// What an error on the way to the guest means for the pod: if the VM has ended, that.
     pub(crate) async fn explain(&self, error: PodError) -> PodError {
-        if self.vm.has_ended() { PodError::Ended(self.vm.ended().await.reason) } else { error }
+        // Whom the VMM's socket refuses learns of its end before its owner does.
+        let refused = matches!(error, PodError::Vsock(VsockError::Connect(..)));
+        let grace = if refused { GRACE } else { Duration::ZERO };
+        match tokio::time::timeout(grace, self.vm.ended()).await {
+            Ok(ended) => PodError::Ended(ended.reason),
+            Err(_) => error,
+        }
     }
 }

@@ -293,6 +293,19 @@ async fn wait_ends_with_the_vm_whatever_kills_it() {
 }
 
 #[tokio::test]
+async fn an_exec_in_a_pod_whose_vmm_is_killed_says_so() {
+    let host = Host::new(Mode::Good);
+    let (pod, process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    process.start().await.unwrap();
+    let vmm = nix::unistd::Pid::from_raw(pod.vmm_pid());
+    nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let stdio = Stdio { stdout: true, ..Stdio::default() };
+    let error = pod.exec("c1", "e1", &oci::Process::default(), stdio).await.unwrap_err();
+    assert!(error.to_string().contains("killed by SIGKILL"), "{error}");
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn an_agent_that_closes_its_connection_takes_the_pod_with_it() {
     let host = Host::new(Mode::Good);
     let (pod, process) =
