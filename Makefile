@@ -131,11 +131,11 @@ matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; w
 	@tests/run matrix
 	@cp build/results/matrix/page.md docs/conformance-releases.md
 
-chaos: build build-tests ## Pods that something goes wrong with: nothing may be left (ROUNDS=100, about 7 s each; SEED=1; FIRST=0, or one ROUND=n)
+chaos: build build-tests ## Pods that something goes wrong with: nothing may be left (ROUNDS=100, 6 to 10 s each; SEED=1; FIRST=0, or one ROUND=n)
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(ROUNDS) * 30 + 600))} tests/run chaos --seed $(SEED) \
 		$(if $(ROUND),--round $(ROUND),--rounds $(ROUNDS) --first $(FIRST))
 
-soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, about 6 s each)
+soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, 4 s each)
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(PODS) * 30 + 600))} tests/run soak --pods $(PODS)
 
 bench: build build-tests ## The README's tables, in the test host

@@ -148,7 +148,9 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     bundle::write(&bundle, bundle::ADDRESS, &address)?;
 
     let reply = request.reply(&address).map_err(io::Error::other);
-    reply.and_then(|reply| io::stdout().write_all(&reply)).map_err(StartError::io("answer containerd"))?;
+    let mut stdout = io::stdout();
+    let answered = reply.and_then(|reply| stdout.write_all(&reply)).and_then(|()| stdout.flush());
+    answered.map_err(StartError::io("answer containerd"))?;
     if let Some(mut server) = server {
         // One that has ended meanwhile is containerd's to find.
         let _ = server.write_all(b"!");

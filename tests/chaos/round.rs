@@ -23,6 +23,8 @@ const CALL: Duration = Duration::from_secs(90);
 const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long a container may take to say something, which a stopped process keeps back for 6 s.
 const OUTPUT: Duration = Duration::from_secs(30);
+/// How long after SIGTERM comes SIGKILL: the kubelet's default.
+const TERMINATION: Duration = Duration::from_secs(30);
 /// How long clients try again to remove a pod, as the kubelet does …
 const REMOVAL: Duration = Duration::from_secs(45);
 /// … and from when on without the fault.
@@ -88,7 +90,15 @@ impl<'a> Round<'a> {
         }
         let kill = self.host.engine.ctr(&["task", "kill", "--signal", "SIGTERM", &self.id]);
         self.call(Some(Operation::Stop), kill)?;
-        self.wait_for_exit()?;
+        if !self.wait_for_exit(TERMINATION)? {
+            // As every engine does it. A guest that is starved does not get to it before.
+            let kill = self.host.engine.ctr(&["task", "kill", "--signal", "SIGKILL", &self.id]);
+            self.call(None, kill)?;
+            if !self.wait_for_exit(CALL)? {
+                let words = format!("no end is announced {} s after SIGKILL", CALL.as_secs());
+                return Err(Trouble::Stuck(words));
+            }
+        }
         let delete = self.host.engine.ctr(&["task", "delete", &self.id]);
         let ended = self.call(Some(Operation::Delete), delete)?;
         if !ended.stderr.contains("non-zero exit code 7") {
@@ -200,14 +210,12 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    fn wait_for_exit(&mut self) -> Result<(), Trouble> {
+    /// Waits for the container's end to be announced; whether it was.
+    fn wait_for_exit(&mut self, limit: Duration) -> Result<bool, Trouble> {
         let told: OwnedFd = self.host.events.descriptor().try_clone_to_owned()?;
         let (id, events) = (&self.id, &mut self.host.events);
         let ended = || events.tell("/tasks/exit", "id", id);
-        if wait(&mut self.active, &self.watch, CALL, &[told.as_fd()], ended)? {
-            return Ok(());
-        }
-        Err(Trouble::Stuck(format!("no end of the container is announced after {} s", CALL.as_secs())))
+        Ok(wait(&mut self.active, &self.watch, limit, &[told.as_fd()], ended)?)
     }
 }
 
