@@ -1,5 +1,6 @@
 //! `monohull-fs`: serves one pod's shared directories.
 
+use std::error::Error;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,20 +36,23 @@ fn serve(tree: &Path) -> ExitCode {
         let channel = std::io::stdin().as_fd().try_clone_to_owned()?;
         let memory = std::io::stdout().as_fd().try_clone_to_owned()?;
         let relay = Relay::new(channel, memory)?;
-        relay.serve(jail::enter(tree)?)?;
-        Ok::<_, Box<dyn std::error::Error>>(())
+        relay.serve(jail::enter(tree)?, |error| fail(error))?;
+        Ok::<_, Box<dyn Error>>(())
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut text = format!("monohull-fs: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("{text}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(error.as_ref()),
     }
+}
+
+/// Says why the server ends, and ends it.
+fn fail(error: &dyn Error) -> ! {
+    let mut text = format!("monohull-fs: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    eprintln!("{text}");
+    std::process::exit(1)
 }

@@ -60,6 +60,9 @@ pub enum RelayError {
     /// A thread can't be had.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// A thread has panicked.
+    #[error("a thread has panicked")]
+    Panic,
     /// The VMM broke the protocol.
     #[error("the VMM broke the relay's protocol")]
     Protocol,
@@ -107,8 +110,9 @@ impl Relay {
         Ok(Self { channel, slots })
     }
 
-    /// Serves the directory `/` until the VMM closes the socket.
-    pub fn serve(self, jail: Jail) -> Result<(), RelayError> {
+    /// Serves the directory `/` until the VMM closes the socket. A thread that can't go on says so to `end`, which ends the
+    /// process: those that wait for requests can't be told, for shutdown(2) is none of the jail's system calls.
+    pub fn serve(self, jail: Jail, end: fn(&RelayError) -> !) -> Result<(), RelayError> {
         let files = PassthroughFs::new(config(jail)).map_err(RelayError::FileSystem)?;
         let shared = Arc::new(Shared {
             channel: self.channel,
@@ -120,13 +124,13 @@ impl Relay {
         for number in 1..THREADS {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(format!("serve {number}"));
-            threads.push(thread.spawn(move || shared.serve()).map_err(RelayError::Thread)?);
+            threads.push(thread.spawn(move || shared.serve(end)).map_err(RelayError::Thread)?);
         }
-        let mut result = shared.serve();
+        shared.serve(end);
         for thread in threads {
-            result = result.and(thread.join().unwrap_or(Err(RelayError::Protocol)));
+            thread.join().map_err(|_| RelayError::Panic)?;
         }
-        result
+        Ok(())
     }
 }
 
@@ -154,13 +158,11 @@ fn region(mapping: MmapRegion<BitmapMmapRegion>, at: GuestAddress) -> io::Result
 }
 
 impl Shared {
-    /// Serves until the socket ends, and ends it when this thread can't go on.
-    fn serve(&self) -> Result<(), RelayError> {
-        let served = self.serve_requests();
-        if served.is_err() {
-            protocol::shut_down(&self.channel);
+    /// Serves until the socket ends.
+    fn serve(&self, end: fn(&RelayError) -> !) {
+        if let Err(error) = self.serve_requests() {
+            end(&error);
         }
-        served
     }
 
     fn serve_requests(&self) -> Result<(), RelayError> {

@@ -28,8 +28,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags,
-    SocketType, recvmsg, sendmsg, shutdown, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType,
+    recvmsg, sendmsg, socketpair,
 };
 
 /// Requests that can be under way at a time.
@@ -160,12 +160,6 @@ pub fn send(channel: impl AsFd, message: &impl Message) -> io::Result<()> {
             sent => return Ok(sent.map(drop)?),
         }
     }
-}
-
-/// Ends the socket for both sides, also for threads that wait in [`receive`].
-pub fn shut_down(channel: impl AsFd) {
-    // It fails only when there is nothing left to end.
-    let _ = shutdown(channel, Shutdown::Both);
 }
 
 /// Receives a message; `None` when the other end is closed.

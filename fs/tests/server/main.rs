@@ -173,12 +173,14 @@ fn a_vmm_that_breaks_the_protocol_ends_the_server() {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("tree"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_monohull-fs"));
-        let server = command.arg(&path).stdin(theirs).stdout(memory).stderr(std::process::Stdio::null());
-        let mut server = server.spawn().unwrap();
+        let server = command.arg(&path).stdin(theirs).stdout(memory).stderr(std::process::Stdio::piped());
+        let server = server.spawn().unwrap();
         protocol::send(&channel, &Request { slot: 3, length: SLOT_SIZE, room: 64 }).unwrap();
-        let status = server.wait().unwrap();
+        let output = server.wait_with_output().unwrap();
         drop(channel);
-        status
+        output
     });
-    assert!(!ended.join().unwrap().success());
+    let output = ended.join().unwrap();
+    assert_eq!(output.status.code(), Some(1), "by itself, not by a signal");
+    assert_eq!(output.stderr, b"monohull-fs: the VMM broke the relay's protocol\n");
 }
