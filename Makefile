@@ -135,7 +135,7 @@ chaos: build build-tests ## Pods that something goes wrong with: nothing may be 
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(ROUNDS) * 30 + 600))} tests/run chaos --seed $(SEED) \
 		$(if $(ROUND),--round $(ROUND),--rounds $(ROUNDS) --first $(FIRST))
 
-soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, 4 s each)
+soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, 4 to 6 s each)
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(PODS) * 30 + 600))} tests/run soak --pods $(PODS)
 
 bench: build build-tests ## The README's tables, in the test host
