@@ -22,7 +22,6 @@ use crate::settings::Settings;
 use crate::sockets::Sockets;
 use crate::template::Template;
 use crate::timeline::Timeline;
-pub(crate) use owner::KILLED;
 use owner::Owner;
 
 /// Within what the VMM answers a request; only one that is stuck or hostile needs longer.

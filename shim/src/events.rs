@@ -291,6 +291,19 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn kills_without_end_leave_room_for_other_events() {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let publisher = Publisher { namespace: "n".into(), queue: Some(queue) };
+        for _ in 0..QUEUE {
+            publisher.publish_oom("c", None);
+        }
+        let kills = waiting.len();
+        assert!((1..=QUEUE / 2 + 1).contains(&kills), "{kills}");
+        publisher.publish("/tasks/exit", &TaskExit::default());
+        assert_eq!(waiting.len(), kills + 1);
+    }
+
+    #[tokio::test]
     async fn a_full_queue_loses_events_and_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let publisher = Publisher::start(dir.path().join("nobody").to_str().unwrap(), "n");

@@ -246,6 +246,9 @@ pub enum ExitReason {
          memory on the host"
     )]
     HostOutOfMemory,
+    /// The VMM was killed by somebody on the host. Its owner says so, it can't itself.
+    #[error("VMM failure: killed by SIGKILL")]
+    Killed,
     /// The virtual CPU shut down on an unhandled fault.
     #[error("guest triple fault")]
     TripleFault,

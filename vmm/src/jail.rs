@@ -50,7 +50,7 @@ pub(crate) fn enter(user: u32) -> Result<RulesetStatus, JailError> {
     }
     limit(Resource::RLIMIT_CORE, 0)?;
     limit(Resource::RLIMIT_NPROC, MAX_THREADS)?;
-    // Before the namespaces, so that the network namespace is not one in which this user had rights.
+    // As root, so that they are the host's, and not of the user namespace that comes last.
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC

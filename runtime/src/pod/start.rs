@@ -24,7 +24,7 @@ use crate::state_file::StateFile;
 use crate::sys;
 use crate::template::Template;
 use crate::timeline::Timeline;
-use crate::vm::{self, Vm, VmError, VmFiles};
+use crate::vm::{Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 
 /// Turns a guest that never gets to its agent into an error.
@@ -89,11 +89,10 @@ pub(crate) async fn agent_of(
 
 /// Whether a start has failed for a reason that may lie in the guest's past: in a template.
 fn is_the_guests(error: &PodError) -> bool {
-    use ExitReason::{GuestShutdown, HostOutOfMemory, Stopped};
+    use ExitReason::{GuestShutdown, HostOutOfMemory, Killed, Stopped};
     match error {
         // A guest can't kill its VMM: somebody on the host has.
-        PodError::Ended(ExitReason::Failure(text)) => text != vm::KILLED,
-        PodError::Ended(reason) => !matches!(reason, GuestShutdown | HostOutOfMemory | Stopped),
+        PodError::Ended(reason) => !matches!(reason, GuestShutdown | HostOutOfMemory | Killed | Stopped),
         PodError::Boot(_) | PodError::Agent(_) => true,
         PodError::Vm(error) => matches!(error, VmError::Timeout(_) | VmError::Refused { .. }),
         _ => false,

@@ -23,8 +23,6 @@ use crate::sockets::Sockets;
 use crate::timeline::Timeline;
 use crate::{sys, text};
 
-/// The failure of a VMM that was killed.
-pub(crate) const KILLED: &str = "killed by SIGKILL";
 /// Most start marks taken from a VMM.
 const MAX_MARKS: usize = 32;
 /// Most characters taken of a text that the VMM or guest wrote.
@@ -230,10 +228,11 @@ impl Owner {
     /// Names the end of a VMM that did not say why.
     fn death(&self, status: io::Result<ExitStatus>) -> ExitReason {
         let killed = status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL));
-        if killed && self.oom.as_ref().is_some_and(OomCounter::has_counted) {
-            return ExitReason::HostOutOfMemory;
+        match self.oom.as_ref() {
+            Some(oom) if killed && oom.has_counted() => ExitReason::HostOutOfMemory,
+            _ if killed => ExitReason::Killed,
+            _ => ExitReason::Failure(death(status)),
         }
-        ExitReason::Failure(death(status))
     }
 
     /// Reads what the VMM left behind, for its last words.
@@ -292,7 +291,6 @@ fn death(status: io::Result<ExitStatus>) -> String {
         Err(e) => return format!("cannot be waited for: {e}"),
     };
     match (status.signal(), status.code()) {
-        (Some(libc::SIGKILL), _) => KILLED.into(),
         (Some(libc::SIGSYS), _) => {
             "killed for a system call that its filter forbids (taken over by its guest, or a bug of the VMM); the kernel's log \
              has the number of the call"
