@@ -118,7 +118,7 @@ fn take(config: &VmConfig, fds: Vec<OwnedFd>) {
     let devices = 6 + u32::from(config.nics);
     match cmdline::build(devices, config.fds.contains(&FdRole::Console), &config.cmdline) {
         Ok(line) => {
-            assert!(line.len() < CMDLINE_SIZE && line.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
+            assert!(line.len() < CMDLINE_SIZE && line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
         Err(error) => assert_line(&crate::describe(&error)),
     }
