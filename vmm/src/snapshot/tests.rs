@@ -124,7 +124,7 @@ fn a_memory_file_holds_what_was_touched_and_maps_back() {
     assert!(file.metadata().unwrap().blocks() * 512 < 64 << 10, "holes");
     assert!(memory::check(&file, bytes, &[5; 16]).is_ok());
     let ram = crate::virtio::mock::REGIONS.map(|(start, len)| (start.0, len as u64));
-    let again = crate::memory::map(&ram, &file).unwrap().memory();
+    let again = crate::memory::map(&ram, &file, &[]).unwrap().memory();
     for (start, len) in crate::virtio::mock::REGIONS {
         let read = |memory: &GuestMemoryMmap| {
             let mut bytes = vec![0; len];
