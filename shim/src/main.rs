@@ -8,6 +8,7 @@ mod appearance;
 mod args;
 mod bootstrap;
 mod bundle;
+mod connections;
 mod container;
 mod delete;
 mod error;

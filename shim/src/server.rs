@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use monohull_runtime::cgroup::{Cgroup, Entered};
 use monohull_runtime::pod::Pod;
@@ -17,12 +18,13 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use ttrpc::r#async::transport::Listener;
+use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 
 use crate::args::Args;
 use crate::bootstrap::TTRPC_ADDRESS;
 use crate::bundle;
+use crate::connections::Connections;
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::log;
@@ -33,6 +35,8 @@ use crate::{sandbox, task};
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
 const HELPER_STACK: usize = 128 * 1024;
+/// For an engine to close its connections once its pod has ended. Who keeps one open has no use for the shim.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why the process can't serve.
 #[derive(Debug, thiserror::Error)]
@@ -149,9 +153,10 @@ async fn run(listener: UnixListener, starter: OwnedFd, info: PodInfo) -> Result<
     let pod = Arc::new(PodTasks::<Pod>::new(info, events));
 
     listener.set_nonblocking(true).map_err(ServeError::io("make the socket non-blocking"))?;
-    let listener = Listener::try_from(listener).map_err(ServeError::io("listen"))?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::io("listen"))?;
+    let connections = Connections::default();
     let mut server = Server::new()
-        .add_listener(listener)
+        .add_listener(connections.accept(listener))
         .register_service(task::services(&pod, &socket))
         .register_service(sandbox::services(&pod, &socket));
     server.start().await.map_err(ServeError::Rpc)?;
@@ -166,8 +171,14 @@ async fn run(listener: UnixListener, starter: OwnedFd, info: PodInfo) -> Result<
         _ = interrupt.recv() => tracing::warn!("shim is terminated by a signal"),
     }
     let _ = fs::remove_file(&socket);
-    // The answer to Shutdown is in its connection's queue, whose task runs before this one gets its next turn.
-    tokio::task::yield_now().await;
     pod.close().await;
+    // containerd's client takes an answer for lost that it finds together with the end of its connection. It closes that
+    // itself when it has the answer to Shutdown.
+    if timeout(CLOSE_LIMIT, connections.closed()).await.is_err() {
+        tracing::info!("a connection to the shim is still open; the shim ends");
+    }
     Ok(pod.take_cgroup())
 }
+
+#[cfg(test)]
+mod tests;
