@@ -145,8 +145,8 @@ impl Template {
         let dir = File::open(&path).ok()?;
         // By the directory's descriptor: another template may take its place at any moment.
         let open = |name| File::open(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())).ok();
-        let working_set = open(WORKING_SET).and_then(|file| serde_json::from_reader(file).ok());
-        let working_set = working_set.unwrap_or_default();
+        let text = open(WORKING_SET).and_then(|file| io::read_to_string(file).ok()).unwrap_or_default();
+        let working_set = serde_json::from_str(&text).unwrap_or_default();
         Some(Self { state: open(STATE)?, memory: open(MEMORY)?, working_set, key, path })
     }
 

@@ -6,6 +6,7 @@
 mod address;
 mod appearance;
 mod args;
+mod birth;
 mod bootstrap;
 mod bundle;
 mod connections;

@@ -24,7 +24,8 @@ fn the_request_that_ends_the_shim_is_answered_on_a_connection_that_its_client_cl
         timeline: Timeline::new(),
     };
     // The process ends with its event loop.
-    let shim = std::thread::spawn(move || event_loop().block_on(run(listener, starter, info)).map(drop));
+    let shim =
+        std::thread::spawn(move || event_loop().block_on(run(listener, starter, info, None)).map(drop));
     event_loop().block_on(async {
         let client = UnixStream::connect(&path).await.unwrap();
         let client = SandboxClient::new(Client::new(Socket::new(client)));
