@@ -6,8 +6,10 @@
 mod address;
 mod appearance;
 mod args;
+mod birth;
 mod bootstrap;
 mod bundle;
+mod connections;
 mod container;
 mod delete;
 mod error;

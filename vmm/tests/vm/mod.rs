@@ -48,6 +48,7 @@ impl Setup {
             cmdline: String::new(),
             nics: 0,
             huge_pages: false,
+            working_set: Vec::new(),
             fds: Vec::new(),
         };
         Self { config, fds: Vec::new() }.with(FdRole::Kvm, kvm())
