@@ -76,10 +76,10 @@ def kernel:
         },
         components: [
             $source + {type: "operating-system"},
-            {type: "file", "bom-ref": "monohull:kernel.config", name: "kernel.config", hashes: ($kernel.config | sha256),
-             description: "The configuration that kernel-config/build made of kernel-config/fragments."}
+            {type: "file", "bom-ref": "monohull:kernel-config", name: "kernel-config/fragments/*.config", hashes: ($kernel.config | sha256),
+             description: "What is switched on, over allnoconfig; the hash is of all fragments, one after another."}
         ],
-        dependencies: [{ref: "monohull:vmlinux", dependsOn: [$source."bom-ref", "monohull:kernel.config"]}]
+        dependencies: [{ref: "monohull:vmlinux", dependsOn: [$source."bom-ref", "monohull:kernel-config"]}]
       };
 
 (if $file == "vmlinux" then kernel else program end) as $made
