@@ -67,7 +67,7 @@ dist: sbom ## Tarball, Debian package, sources and checksums in build/dist, unpa
 	@release/dist
 	@release/check-dist
 
-reproduce: build ## Build all a second time, elsewhere and otherwise, and compare (30 to 60 minutes; WHAT=programs: 10, without the kernel)
+reproduce: build ## Build all a second time, elsewhere and otherwise, and compare (30 to 50 minutes; WHAT=programs: 10, no kernel)
 	@release/reproduce $(WHAT)
 
 demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
