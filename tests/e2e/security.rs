@@ -19,6 +19,14 @@ pub(crate) const CASES: &[Case] = &[
 
 /// The first number that VMMs run as (`monohull_vmm::api::user_of`).
 const FIRST_USER: u64 = 0x7000_0000;
+/// Limits of a VMM, soft and hard. Guest memory is in no core file.
+const LIMITS: [(&str, &str); 5] = [
+    ("Max core file size", "0"),
+    ("Max processes", "512"),
+    ("Max open files", "4096"),
+    ("Max locked memory", "0"),
+    ("Max msgqueue size", "0"),
+];
 /// The most calls that a thread of a class may be able to make.
 const MOST_CALLS: [(&str, u64); 4] = [("main", 40), ("vcpu", 20), ("io", 26), ("starter", 40)];
 
@@ -62,8 +70,10 @@ fn vmm_confinement(engine: &Engine) {
     assert_eq!(field("Seccomp"), ["2"], "filters, not strict mode");
     assert_eq!(field("NSpid").last(), Some(&"1"), "the first process of its namespace");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "guest memory is in no core file");
+    for (name, most) in LIMITS {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("a limit");
+        assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), [most; 2], "{name}");
+    }
     engine.remove(&pod);
 }
 
