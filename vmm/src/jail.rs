@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use rustix::thread::{
@@ -59,6 +59,8 @@ pub(crate) fn enter(user: u32) -> Result<RulesetStatus, JailError> {
         return Err(failed("its user is root")(io::Error::from(Errno::EINVAL)));
     }
     for (resource, most) in LIMITS {
+        let (_, hard) = getrlimit(resource).map_err(failed("read its limits"))?;
+        let most = most.min(hard);
         setrlimit(resource, most, most).map_err(failed("limit its resources"))?;
     }
     // As root, so that they are the host's, and not of the user namespace that comes last.
