@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("security::a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
     ("security::a_vmms_threads_can_make_few_system_calls", vmm_filters),
     ("security::an_fs_server_has_only_the_rights_over_files", fs_confinement),
+    ("security::a_shim_keeps_few_rights_but_in_the_thread_that_starts_hooks", shim_confinement),
 ];
 
 /// The first number that VMMs run as (`monohull_vmm::api::user_of`).
@@ -112,9 +113,33 @@ fn vmm_filters(_: &Engine) {
 fn fs_confinement(engine: &Engine) {
     let pod = pod(engine);
     let server = confinement(&pod, "fs");
-    assert_eq!(server["namespaces"], serde_json::json!(["ipc", "mnt", "net", "uts"]));
+    assert_eq!(server["namespaces"], serde_json::json!(["ipc", "mnt", "net", "pid", "uts"]));
     assert_eq!(server["capabilities"], 8);
     assert_eq!(server["no_new_privileges"], true);
     assert!(server["seccomp_filters"].as_u64().is_some_and(|filters| filters >= 1), "{server}");
+    engine.remove(&pod);
+}
+
+/// Of some forty rights of root (`shim/src/rights.rs`).
+const RIGHTS_OF_A_SHIM: u64 = 15;
+
+fn shim_confinement(engine: &Engine) {
+    let pod = pod(engine);
+    let shim = confinement(&pod, "owner");
+    assert_eq!(shim["capabilities"], RIGHTS_OF_A_SHIM);
+    assert_eq!(shim["no_new_privileges"], true);
+    let mut keeps_all = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", shim["pid"])).expect("its threads") {
+        let thread = thread.expect("a thread").path();
+        let read = |name: &str| fs::read_to_string(thread.join(name)).expect("of a living thread");
+        let status = read("status");
+        let set =
+            status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("its capabilities").trim();
+        let set = u64::from_str_radix(set, 16).expect("a number");
+        if u64::from(set.count_ones()) > RIGHTS_OF_A_SHIM {
+            keeps_all.push(read("comm").trim().to_owned());
+        }
+    }
+    assert_eq!(keeps_all, ["host"]);
     engine.remove(&pod);
 }
