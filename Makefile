@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
-	advisories sbom dist reproduce hostile guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
+	advisories sbom dist reproduce hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
 	fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
@@ -24,6 +24,8 @@ ROUNDS ?= 100
 SEED ?= 1
 FIRST ?= 0
 PODS ?= 100
+# How long `make fuzz` takes.
+SECONDS ?= 600
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -105,6 +107,9 @@ hostile: named-tests ## Hostile guests on /dev/kvm, hostile VMMs and agents, bad
 	cargo test --locked -p monohull-fs --test server hostile
 	cargo test --locked -p monohull-runtime --lib hostile
 	cargo test --locked -p containerd-shim-monohull hostile
+
+fuzz: ## Feed every parser and device what a guest, VMM, agent or image may, for SECONDS=600 in all, shared equally (needs root)
+	@tests/tools/fuzz $(SECONDS)
 
 guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
 	@agent/tests/in-guest
