@@ -74,6 +74,7 @@ fn config(input: &mut Input<'_>, fds: usize) -> VmConfig {
         cmdline: text(input),
         nics: input.u8() % 32,
         huge_pages: input.u8().is_multiple_of(2),
+        working_set: (0..input.u8() % 3).map(|_| (input.u32(), input.u8().into())).collect(),
         fds: (0..fds).map(|_| ROLES[usize::from(input.u8()) % ROLES.len()]).collect(),
     }
 }
@@ -118,7 +119,7 @@ fn take(config: &VmConfig, fds: Vec<OwnedFd>) {
     let devices = 6 + u32::from(config.nics);
     match cmdline::build(devices, config.fds.contains(&FdRole::Console), &config.cmdline) {
         Ok(line) => {
-            assert!(line.len() < CMDLINE_SIZE && line.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
+            assert!(line.len() < CMDLINE_SIZE && line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
         Err(error) => assert_line(&crate::describe(&error)),
     }
