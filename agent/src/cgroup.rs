@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcgroups::v2::manager::Manager;
@@ -171,8 +172,8 @@ impl Cgroup {
 
 /// Readable as POLLPRI whenever the kernel has changed this file of a cgroup, and once at first
 /// (Documentation/admin-guide/cgroup-v2.rst, "Conventions").
-fn announcements(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    sys::watch(fs::File::open(path)?, Interest::PRIORITY)
+fn announcements(path: &Path) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    sys::watch(fs::File::open(path)?.into(), Interest::PRIORITY)
 }
 
 fn subgroups(directory: &Path) -> impl Iterator<Item = PathBuf> {

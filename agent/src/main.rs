@@ -20,6 +20,7 @@ mod mirror;
 mod mount;
 mod network;
 mod paths;
+mod pipe;
 mod pod;
 mod pod_pids;
 mod process;
@@ -33,11 +34,13 @@ mod stats;
 mod stdio;
 mod storage;
 mod sys;
+mod terminal;
 mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use monohull_protocol::CONTAINERS;
 
@@ -84,17 +87,21 @@ fn main() -> ExitCode {
 
 fn run(started_us: u64) -> Result<()> {
     early::prepare()?;
+    // Threads, once made, stay: in a guest full of processes there may be none to be had.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(Duration::MAX)
         .build()
         .doing(|| "start the async runtime".into())?;
     let result = runtime.block_on(serve(started_us));
-    // Closes every connection, and with that waits until the host has the last answer.
-    drop(runtime);
+    // Closes every connection, and with that waits until the host has the last answer; but not for threads: a container
+    // may hold one up for good.
+    runtime.shutdown_background();
     result
 }
 
 async fn serve(started_us: u64) -> Result<()> {
+    tokio::task::spawn_blocking(|| ()).await.doing(|| "start a thread for what may block".into())?;
     let state = PathBuf::from(helper::STATE);
     for directory in [CONTAINERS, helper::STATE] {
         std::fs::create_dir_all(directory).doing(|| format!("make {directory}"))?;

@@ -20,8 +20,9 @@ use crate::clock;
 use crate::error::{Doing, Error, Result};
 use crate::helper::{self, Action, Reply, Request};
 use crate::reaper::{Child, Reaper, exit_code};
-use crate::stdio::{ChildEnds, Connections, Pipes, Terminal};
+use crate::stdio::{ChildEnds, Connections, Pipes};
 use crate::sys;
+use crate::terminal::Terminal;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +199,7 @@ impl Launcher {
     fn spawn(&self, request: &Request, ends: ChildEnds) -> Result<Replies> {
         let what = || "start the container helper".to_owned();
         let (ours, theirs) = StdUnixStream::pair().doing(what)?;
-        // Nothing else is spawned before it is closed below: the agent has one thread.
+        // Nothing else is spawned before it is closed below: one thread of the agent spawns, this one.
         fcntl_setfd(&theirs, FdFlags::empty()).doing(what)?;
         let ChildEnds { stdin, stdout, stderr } = ends;
         // Not waited for here: the reaper collects it.
@@ -234,7 +235,10 @@ impl Streams {
 
     fn join(self, user: u32, stdio: &Stdio) -> Result<Option<Terminal>> {
         match self {
-            Self::Pipes(pipes) => pipes.join().map(|()| None),
+            Self::Pipes(pipes) => {
+                pipes.join();
+                Ok(None)
+            }
             Self::Terminal(console, connections) => {
                 let terminal = Terminal::new(console.receive()?, user)?;
                 terminal.resize(stdio.width, stdio.height)?;

@@ -1,25 +1,26 @@
-//! A process's standard streams: vsock connections on the host's side, pipes or a pseudo terminal on the process's.
+//! A process's standard streams: vsock connections on the host's side, pipes (here) or a pseudo
+//! terminal (`terminal.rs`) on the process's.
 //!
 //! Pipes, not sockets, because a process may open /dev/stdout, which works for pipes only. Every copy has one bounded
 //! buffer, so a slow reader slows the writer down, whichever side it is on.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, Uid, fchown};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::error::{Doing, Error, Result};
-use crate::{kmsg, sys};
+use crate::kmsg;
+use crate::pipe::Pipe;
 
 /// Bytes per read and write; the size of a pipe.
-const BUFFER: usize = 64 * 1024;
+pub(crate) const BUFFER: usize = 64 * 1024;
 /// For a stream that the host opened before it named it in a request.
 const ARRIVAL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -92,8 +93,8 @@ impl Streams {
 /// The host's side of a process's streams. What is missing is /dev/null.
 #[derive(Default)]
 pub(crate) struct Connections {
-    stdin: Option<Connection>,
-    stdout: Option<Connection>,
+    pub(crate) stdin: Option<Connection>,
+    pub(crate) stdout: Option<Connection>,
     stderr: Option<Connection>,
 }
 
@@ -108,8 +109,8 @@ pub(crate) struct ChildEnds {
 /// Our ends of a process's pipes, joined to the connections once the process exists.
 #[derive(Default)]
 pub(crate) struct Pipes {
-    input: Option<(Connection, OwnedFd)>,
-    outputs: Vec<(OwnedFd, Connection)>,
+    input: Option<(Connection, Pipe)>,
+    outputs: Vec<(Pipe, Connection)>,
 }
 
 impl Pipes {
@@ -119,8 +120,7 @@ impl Pipes {
         let stdin = match connections.stdin {
             Some(connection) => {
                 let (read, write) = pipe(owner)?;
-                set_nonblocking(&write)?;
-                pipes.input = Some((connection, write));
+                pipes.input = Some((connection, Pipe::writer(write)?));
                 read
             }
             None => null()?,
@@ -128,8 +128,7 @@ impl Pipes {
         let mut output = |connection| match connection {
             Some(connection) => {
                 let (read, write) = pipe(owner)?;
-                set_nonblocking(&read)?;
-                pipes.outputs.push((read, connection));
+                pipes.outputs.push((Pipe::reader(read)?, connection));
                 Ok(write)
             }
             None => null(),
@@ -139,135 +138,60 @@ impl Pipes {
     }
 
     /// Starts to copy. Each copy ends by itself.
-    pub(crate) fn join(self) -> Result<()> {
+    pub(crate) fn join(self) {
         if let Some((connection, pipe)) = self.input {
-            let interest = Interest::WRITABLE | Interest::ERROR;
-            let pipe = sys::watch(pipe, interest).doing(|| "watch a pipe".into())?;
             tokio::spawn(copy_input(connection, pipe));
         }
         for (pipe, connection) in self.outputs {
-            let pipe = sys::watch(pipe, Interest::READABLE).doing(|| "watch a pipe".into())?;
-            tokio::spawn(async move { copy_output(&pipe, Some(connection), AtLoss::Stop).await });
+            tokio::spawn(copy_output(pipe, connection));
         }
-        Ok(())
     }
 }
 
-/// The agent's end of a process's pseudo terminal.
-#[derive(Clone, Debug)]
-pub(crate) struct Terminal(Arc<AsyncFd<OwnedFd>>);
-
-impl Terminal {
-    /// Takes over the master. The terminal is given to `owner`.
-    pub(crate) fn new(master: OwnedFd, owner: u32) -> Result<Self> {
-        let peer = sys::terminal_peer(&master).doing(|| "open the terminal".into())?;
-        fchown(&peer, Some(Uid::from_raw(owner)), None)
-            .doing(|| "give the terminal to the process's user".into())?;
-        set_nonblocking(&master)?;
-        Ok(Self(Arc::new(
-            sys::watch(master, Interest::READABLE | Interest::WRITABLE)
-                .doing(|| "watch the terminal".into())?,
-        )))
-    }
-
-    /// Sets its size; 0 leaves it.
-    pub(crate) fn resize(&self, columns: u32, rows: u32) -> Result<()> {
-        let what = || format!("resize the terminal to {columns}x{rows}");
-        if columns == 0 || rows == 0 {
-            return Ok(());
-        }
-        let (ws_col, ws_row) = (columns.try_into().doing(what)?, rows.try_into().doing(what)?);
-        let size = rustix::termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(self.0.get_ref(), size).doing(what)
-    }
-
-    /// Starts to copy. Output is read even when nobody wants it: a full terminal would stop the process.
-    pub(crate) fn join(&self, connections: Connections) {
-        let (input, output) = (self.0.clone(), self.0.clone());
-        if let Some(mut connection) = connections.stdin {
-            tokio::spawn(async move {
-                let mut buffer = vec![0; BUFFER];
-                while let Ok(length @ 1..) = connection.read(&mut buffer).await {
-                    let bytes = buffer.get(..length).unwrap_or_default();
-                    if write_all(&input, bytes).await.is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        tokio::spawn(async move { copy_output(&output, connections.stdout, AtLoss::Drain).await });
-    }
-}
-
-/// What to do with further output when the host has closed its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AtLoss {
-    /// Close the pipe: the process gets SIGPIPE, as in any pipeline.
-    Stop,
-    /// Read on.
-    Drain,
-}
-
-async fn copy_output(source: &AsyncFd<OwnedFd>, mut connection: Option<Connection>, at_loss: AtLoss) {
-    let mut buffer = vec![0; BUFFER];
+async fn copy_output(source: Pipe, mut connection: Connection) {
+    let mut buffer = Vec::new();
     loop {
-        let length = match read(source, &mut buffer).await {
-            Ok(0) => break,
-            Ok(length) => length,
-            // The end of a pseudo terminal: all its other ends are closed.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
-            Err(error) => {
-                kmsg::error(format!("read a process's output: {error}"));
-                break;
-            }
-        };
-        let bytes = buffer.get(..length).unwrap_or_default();
-        if let Some(to) = &mut connection
-            && to.write_all(bytes).await.is_err()
-        {
-            connection = None;
-            if at_loss == AtLoss::Stop {
-                return;
-            }
+        if let Err(error) = source.read(&mut buffer).await {
+            kmsg::error(format!("read a process's output: {error}"));
+            break;
         }
-    }
-    if let Some(mut connection) = connection {
-        drop(buffer);
-        // The half-close tells the host that this was all. The connection stays until the host has read up to there.
-        if connection.shutdown().await.is_ok() {
-            let _ = connection.read(&mut [0]).await;
+        if buffer.is_empty() {
+            break;
         }
-    }
-}
-
-async fn copy_input(mut connection: Connection, sink: AsyncFd<OwnedFd>) {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let length = tokio::select! {
-            result = connection.read(&mut buffer) => match result {
-                Ok(length @ 1..) => length,
-                // The end of the input: dropping the pipe tells the process.
-                _ => return,
-            },
-            // Nobody can read the pipe any more.
-            _ = sink.ready(Interest::ERROR) => return,
-        };
-        if write_all(&sink, buffer.get(..length).unwrap_or_default()).await.is_err() {
+        if connection.write_all(&buffer).await.is_err() {
+            // The host does not want it: the process gets SIGPIPE, as in any pipeline.
             return;
         }
     }
+    drop((source, buffer));
+    finish(connection).await;
 }
 
-async fn read(source: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
-    source.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
-}
-
-async fn write_all(sink: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let written = sink.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
-        bytes = bytes.get(written..).unwrap_or_default();
+/// The half-close tells the host that this was all. The connection stays until the host has read up to there.
+pub(crate) async fn finish(mut connection: Connection) {
+    if connection.shutdown().await.is_ok() {
+        let _ = connection.read(&mut [0]).await;
     }
-    Ok(())
+}
+
+async fn copy_input(mut connection: Connection, sink: Pipe) {
+    let mut buffer = Vec::new();
+    loop {
+        buffer.clear();
+        buffer.reserve_exact(BUFFER);
+        tokio::select! {
+            result = connection.read_buf(&mut buffer) => if !matches!(result, Ok(1..)) {
+                // The end of the input: dropping the pipe tells the process.
+                return;
+            },
+            // Nobody can read the pipe any more.
+            () = sink.broken() => return,
+        }
+        match sink.write_all(buffer).await {
+            Ok(room) => buffer = room,
+            Err(_) => return,
+        }
+    }
 }
 
 fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd)> {
@@ -275,12 +199,6 @@ fn pipe(owner: u32) -> Result<(OwnedFd, OwnedFd)> {
     // Both ends are one inode.
     fchown(&write, Some(Uid::from_raw(owner)), None).doing(|| "give a pipe to the process's user".into())?;
     Ok((read, write))
-}
-
-fn set_nonblocking(fd: impl AsFd) -> Result<()> {
-    let what = || "make a descriptor non-blocking".to_owned();
-    let flags = fcntl_getfl(&fd).doing(what)?;
-    fcntl_setfl(&fd, flags | OFlags::NONBLOCK).doing(what)
 }
 
 fn null() -> Result<OwnedFd> {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -120,10 +121,11 @@ pub(crate) fn signal(pidfd: impl AsFd, signal: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes a descriptor's readiness something to await.
-pub(crate) fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and AsyncFd deregisters it before that.
-    unsafe { AsyncFd::register_with_interest(fd.into(), interest) }.map_err(io::Error::from)
+/// Makes a descriptor's readiness something to await. It can be shared, and may outlive its readiness.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, which is when the last of its owners is; one
+    // of them is the AsyncFd, which deregisters it before it gives that up.
+    unsafe { AsyncFd::register_with_interest(Arc::new(fd), interest) }.map_err(io::Error::from)
 }
 
 /// `struct bpf_insn`s by their size, and the numbers of linux/bpf.h that loading a device program takes.

@@ -30,7 +30,7 @@ pub(crate) fn listen() -> Result<[VsockListener; 2]> {
 
 /// Tells when a connection is reset along with its transport: in a VM that was forked from another. Of such a reset epoll
 /// reports an error and nothing else, which does not wake who reads.
-pub(crate) struct Reset(AsyncFd<OwnedFd>);
+pub(crate) struct Reset(AsyncFd<Arc<OwnedFd>>);
 
 impl Reset {
     fn of(stream: &VsockStream) -> io::Result<Self> {

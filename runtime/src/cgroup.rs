@@ -5,7 +5,7 @@
 //! limits are set there. Those of the parent (the kubelet's, for the pod) hold, and the VM itself is no larger than
 //! its containers' limits and the overhead. Version 1 and 2 of cgroups, also side by side.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
@@ -92,16 +92,35 @@ impl Cgroup {
     }
 
     /// Makes the cgroup and moves the calling process into it; what it starts from then on is in it, too.
-    pub fn enter(self) -> Result<Entered, CgroupError> {
+    ///
+    /// To be moved takes until the kernel's other work has passed a certain point (an RCU grace period), some 10 ms; not so to
+    /// be born in it ([`Self::birthplace`]): `parents` is then where the process's parent was ([`own_path`]).
+    pub fn enter(self, parents: Option<&Path>) -> Result<Entered, CgroupError> {
         let text = fs::read_to_string("/proc/self/cgroup").map_err(CgroupError::Hierarchies)?;
         let mut before = Vec::new();
         for hierarchy in &self.hierarchies {
-            hierarchy.make(&self.path).map_err(|source| self.error("make", hierarchy, source))?;
-            move_self(&hierarchy.join(&self.path))
-                .map_err(|source| self.error("enter", hierarchy, source))?;
-            before.extend(hierarchy.path_of(&text).map(|path| hierarchy.join(path)));
+            let mut from = hierarchy.path_of(&text);
+            if hierarchy.unified && from == Some(&self.path) {
+                from = parents;
+            } else {
+                hierarchy.make(&self.path).map_err(|source| self.error("make", hierarchy, source))?;
+                move_self(&hierarchy.join(&self.path))
+                    .map_err(|source| self.error("enter", hierarchy, source))?;
+            }
+            before.extend(from.map(|path| hierarchy.join(path)));
         }
         Ok(Entered { cgroup: self, before })
+    }
+
+    /// Makes the cgroup in the unified hierarchy, for a process that is to be made in it (CLONE_INTO_CGROUP of clone(2)).
+    /// `None` if there is no such hierarchy.
+    pub fn birthplace(&self) -> Result<Option<File>, CgroupError> {
+        let Some(hierarchy) = self.hierarchies.iter().find(|hierarchy| hierarchy.unified) else {
+            return Ok(None);
+        };
+        hierarchy.make(&self.path).map_err(|source| self.error("make", hierarchy, source))?;
+        let directory = File::open(hierarchy.join(&self.path));
+        directory.map(Some).map_err(|source| self.error("open", hierarchy, source))
     }
 
     /// Kills every process in the cgroup and removes it. Nothing to do is success.
@@ -138,15 +157,20 @@ impl Cgroup {
 }
 
 impl Entered {
-    /// Moves the calling process back to where it was, kills what else is in the cgroup, and removes it.
-    pub fn leave(self) -> Result<(), CgroupError> {
-        for directory in self.before {
-            move_self(&directory).map_err(|source| CgroupError::Io {
+    /// Moves the calling process back to where it was.
+    pub fn step_out(&self) -> Result<(), CgroupError> {
+        for directory in &self.before {
+            move_self(directory).map_err(|source| CgroupError::Io {
                 what: "go back to",
                 path: directory.clone(),
                 source,
             })?;
         }
+        Ok(())
+    }
+
+    /// Kills what is in the cgroup, which the calling process has left ([`Self::step_out`]), and removes it.
+    pub fn remove(self) -> Result<(), CgroupError> {
         self.cgroup.remove()
     }
 }
@@ -267,6 +291,12 @@ fn expand_slice(slice: &str) -> Option<PathBuf> {
         prefix.push('-');
     }
     Some(path)
+}
+
+/// The calling process's cgroup in the unified hierarchy, if there is one.
+pub fn own_path() -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
 fn hierarchies() -> Result<Vec<Hierarchy>, CgroupError> {
@@ -437,7 +467,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cgroup = fake(root.path());
         fs::write(root.path().join("unified/pods"), "").unwrap();
-        let error = crate::text::chain(&cgroup.enter().unwrap_err());
+        let error = crate::text::chain(&cgroup.enter(None).unwrap_err());
         assert!(error.contains("unified/pods/monohull-p1"), "{error}");
     }
 

@@ -14,6 +14,7 @@ mod forward;
 pub mod image;
 mod mirror;
 pub mod network;
+mod pagemap;
 pub mod pod;
 pub mod process;
 pub mod rootfs;

@@ -41,7 +41,7 @@ pub use control::METRICS_TYPE;
 pub use error::PodError;
 pub(crate) use link::Link;
 use resize::Sizing;
-pub(crate) use start::{agent_of, standard};
+pub(crate) use start::{agent_of, standard, start_from};
 
 /// Shares of [`Pod::shutdown`]; together with what follows they stay within the 5 s that containerd allows.
 const ORDERLY_DEADLINE: Duration = Duration::from_millis(2500);

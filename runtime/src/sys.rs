@@ -81,6 +81,30 @@ fn mount_setattr(mount: BorrowedFd<'_>, attr_set: u64, propagation: u64, recursi
     Ok(())
 }
 
+/// Puts the `number`th 2 MiB of a file in memory (tmpfs) into one huge page (madvise(2), MADV_COLLAPSE).
+pub(crate) fn collapse(file: &File, number: u64) -> io::Result<()> {
+    const HUGE: usize = 2 << 20;
+    let offset = number.checked_mul(HUGE as u64).and_then(|offset| libc::off_t::try_from(offset).ok());
+    let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
+    let (any, private) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, libc::PROT_NONE);
+    // SAFETY: a new mapping at an address of the kernel's choice touches no other memory. The file's takes the place of a part
+    // of it, which begins less than HUGE from its own beginning and so ends before its end. Nobody reads or writes either.
+    unsafe {
+        let place = libc::mmap(std::ptr::null_mut(), 2 * HUGE, private, any, -1, 0);
+        if place == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let aligned = place.byte_add(place.align_offset(HUGE));
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let mapped = libc::mmap(aligned, HUGE, libc::PROT_READ, flags, file.as_raw_fd(), offset);
+        let result =
+            if mapped == libc::MAP_FAILED { -1 } else { libc::madvise(mapped, HUGE, libc::MADV_COLLAPSE) };
+        let result = Errno::result(result).map(drop);
+        libc::munmap(place, 2 * HUGE);
+        Ok(result?)
+    }
+}
+
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 
 /// Turns `tun`, a new descriptor of `/dev/net/tun`, into a tap device of this thread's network namespace, with virtio

@@ -6,18 +6,20 @@
 use std::env;
 use std::fs;
 use std::io::{self, IsTerminal, PipeWriter, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
+use monohull_runtime::cgroup::{self, Cgroup};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::address;
 use crate::args::Args;
+use crate::birth;
 use crate::bundle::{self, BundleError};
 use crate::options;
 use crate::template;
@@ -26,6 +28,8 @@ use crate::template;
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 /// Names the settings file of a process ([`monohull_runtime::settings::Settings::load`]).
 pub(crate) const SETTINGS: &str = "MONOHULL_CONFIG";
+/// The cgroup of the process that has started the server, in the server's environment if it was born in the pod's.
+pub(crate) const STARTED_FROM: &str = "MONOHULL_STARTED_FROM";
 /// The task API that a `BootstrapResult` announces.
 const TASK_API: i32 = 3;
 /// More than any options that containerd sends.
@@ -139,7 +143,8 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
 
     let socket = address::socket_path(&request.socket_dir, &request.grpc_address, &args.namespace, &pod);
     let (address, server) = if pod == args.id {
-        let server = start_pod(args, &request, &bundle, &socket)?;
+        let cgroup = bundle::cgroup(spec.as_ref(), &args.id).ok().flatten();
+        let server = start_pod(args, &request, &bundle, &socket, cgroup.as_ref())?;
         (address::to_address(&socket), server)
     } else {
         let found = find_pod(&bundle, &pod, &socket);
@@ -192,11 +197,12 @@ fn start_pod(
     request: &Request,
     bundle: &Path,
     socket: &Path,
+    cgroup: Option<&Cgroup>,
 ) -> Result<Option<PipeWriter>, StartError> {
     let listener =
         address::bind(socket).map_err(StartError::io(format!("listen on {}", socket.display())))?;
     let Some(listener) = listener else { return Ok(None) };
-    let started = launch(args, request, listener).and_then(|(pid, server)| {
+    let started = launch(args, request, listener, cgroup).and_then(|(pid, server)| {
         // Best effort: a shim that is as dear to the kernel as containerd still works.
         let _ = lower_oom_priority(pid);
         bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?;
@@ -213,8 +219,14 @@ fn start_pod(
 }
 
 /// Starts the serving process, which has the listening socket for its standard input, as inetd does it, and the pipe of
-/// [`start_pod`] for its standard output: the only descriptors that can be handed over without unsafe code.
-fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<(u32, PipeWriter), StartError> {
+/// [`start_pod`] for its standard output: the only descriptors that can be handed over without unsafe code. It is in `cgroup`
+/// from its beginning; where that can't be it enters it itself, and says why it can't.
+fn launch(
+    args: &Args,
+    request: &Request,
+    listener: UnixListener,
+    cgroup: Option<&Cgroup>,
+) -> Result<(u32, PipeWriter), StartError> {
     let executable = env::current_exe().map_err(StartError::io("find the shim's own binary"))?;
     let mut command = Command::new(&executable);
     command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", &request.grpc_address]);
@@ -230,6 +242,15 @@ fn launch(args: &Args, request: &Request, listener: UnixListener) -> Result<(u32
         .stdin(OwnedFd::from(listener))
         .stdout(told)
         .stderr(Stdio::null());
+    if let (Some(cgroup), Some(own)) = (cgroup, cgroup::own_path())
+        && let Ok(Some(directory)) = cgroup.birthplace()
+    {
+        command.env(STARTED_FROM, own);
+        if let Ok(pid) = birth::spawn_in(&mut command, directory.as_fd()) {
+            return Ok((pid, tell));
+        }
+        command.env_remove(STARTED_FROM);
+    }
     let child = command.spawn().map_err(StartError::io(format!("start {}", executable.display())))?;
     Ok((child.id(), tell))
 }

@@ -6,8 +6,10 @@
 mod address;
 mod appearance;
 mod args;
+mod birth;
 mod bootstrap;
 mod bundle;
+mod connections;
 mod container;
 mod delete;
 mod error;
@@ -22,6 +24,7 @@ mod namespaces;
 mod options;
 mod pod;
 mod process;
+mod rights;
 mod sandbox;
 mod sandbox_config;
 mod server;

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use monohull_runtime::cgroup::{Cgroup, Entered};
+use monohull_runtime::cgroup::Entered;
 use monohull_runtime::pod::Pod;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -17,22 +18,25 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use ttrpc::r#async::transport::Listener;
+use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 
 use crate::args::Args;
-use crate::bootstrap::TTRPC_ADDRESS;
+use crate::bootstrap::{STARTED_FROM, TTRPC_ADDRESS};
 use crate::bundle;
+use crate::connections::Connections;
 use crate::error::chain;
 use crate::events::Publisher;
 use crate::log;
 use crate::namespaces::{self, Outside};
 use crate::pod::{PodInfo, PodTasks};
-use crate::{sandbox, task};
+use crate::{rights, sandbox, task};
 
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
 const HELPER_STACK: usize = 128 * 1024;
+/// For an engine to close its connections once its pod has ended. Who keeps one open has no use for the shim.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why the process can't serve.
 #[derive(Debug, thiserror::Error)]
@@ -81,16 +85,16 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         outside,
         timeline,
     };
-    let entered_later = runtime::Builder::new_current_thread()
+    let left = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(HELPER_THREADS)
         .thread_stack_size(HELPER_STACK)
         .build()
         .map_err(ServeError::io("start the event loop"))?
-        .block_on(run(listener, starter, info))?;
+        .block_on(run(listener, starter, info, cgroup))?;
     // `delete` removes what could not be.
-    for cgroup in [entered_later, cgroup].into_iter().flatten() {
-        if let Err(error) = cgroup.leave() {
+    for cgroup in left {
+        if let Err(error) = cgroup.remove() {
             tracing::warn!(error = chain(&error), "pod's cgroup is not removed");
         }
     }
@@ -130,28 +134,39 @@ async fn starter_dies(starter: OwnedFd) {
     std::future::pending::<()>().await;
 }
 
-/// Enters the pod's cgroup and namespaces; returns the cgroup and the namespaces that were left.
+/// Enters the pod's cgroup and namespaces, and gives up rights; returns the cgroup and the namespaces that were left.
 fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
     let bundle = env::current_dir().map_err(|e| format!("cannot find the bundle: {e}"))?;
     let spec = bundle::read_spec(&bundle).map_err(|e| chain(&e))?;
-    let cgroup = bundle::cgroup(spec.as_ref(), id).and_then(|cgroup| cgroup.map(Cgroup::enter).transpose());
+    let cgroup = bundle::cgroup(spec.as_ref(), id).and_then(|cgroup| {
+        let parents = env::var_os(STARTED_FROM).map(PathBuf::from);
+        cgroup.map(|cgroup| cgroup.enter(parents.as_deref())).transpose()
+    });
     let cgroup = cgroup.map_err(|e| chain(&e))?;
     let outside = Outside::open().map_err(|e| format!("cannot open the host's namespaces: {e}"))?;
     namespaces::enter(spec.as_ref()).map_err(|e| chain(&e))?;
+    rights::give_up().map_err(|e| format!("cannot give up rights that the pod does not need: {e}"))?;
     Ok((outside, cgroup))
 }
 
-/// Serves until the pod has ended. Returns its cgroup, if one was entered meanwhile.
-async fn run(listener: UnixListener, starter: OwnedFd, info: PodInfo) -> Result<Option<Entered>, ServeError> {
+/// Serves until the pod has ended. Returns the pod's cgroups, `cgroup` or one that was entered meanwhile; the process has left
+/// them.
+async fn run(
+    listener: UnixListener,
+    starter: OwnedFd,
+    info: PodInfo,
+    cgroup: Option<Entered>,
+) -> Result<Vec<Entered>, ServeError> {
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
     let socket = socket.unwrap_or_default();
     let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &info.namespace);
     let pod = Arc::new(PodTasks::<Pod>::new(info, events));
 
     listener.set_nonblocking(true).map_err(ServeError::io("make the socket non-blocking"))?;
-    let listener = Listener::try_from(listener).map_err(ServeError::io("listen"))?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::io("listen"))?;
+    let connections = Connections::default();
     let mut server = Server::new()
-        .add_listener(listener)
+        .add_listener(connections.accept(listener))
         .register_service(task::services(&pod, &socket))
         .register_service(sandbox::services(&pod, &socket));
     server.start().await.map_err(ServeError::Rpc)?;
@@ -166,8 +181,25 @@ async fn run(listener: UnixListener, starter: OwnedFd, info: PodInfo) -> Result<
         _ = interrupt.recv() => tracing::warn!("shim is terminated by a signal"),
     }
     let _ = fs::remove_file(&socket);
-    // The answer to Shutdown is in its connection's queue, whose task runs before this one gets its next turn.
-    tokio::task::yield_now().await;
+    // That takes some time, and so does the end of a VMM: the kernel's time, in both.
+    let cgroups: Vec<Entered> = [cgroup, pod.take_cgroup()].into_iter().flatten().collect();
+    let left = tokio::task::spawn_blocking(|| cgroups.into_iter().filter(step_out).collect());
     pod.close().await;
-    Ok(pod.take_cgroup())
+    // containerd's client takes an answer for lost that it finds together with the end of its connection. It closes that
+    // itself when it has the answer to Shutdown.
+    if timeout(CLOSE_LIMIT, connections.closed()).await.is_err() {
+        tracing::info!("a connection to the shim is still open; the shim ends");
+    }
+    Ok(left.await.unwrap_or_default())
 }
+
+fn step_out(cgroup: &Entered) -> bool {
+    let stepped = cgroup.step_out();
+    if let Err(error) = &stepped {
+        tracing::warn!(error = chain(error), "shim stays in the pod's cgroup");
+    }
+    stepped.is_ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -94,6 +94,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         cmdline: String::new(),
         nics: 0,
         huge_pages,
+        working_set: Vec::new(),
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), vsock.as_fd()];

@@ -76,6 +76,7 @@ impl Guest {
             cmdline: String::new(),
             nics: 1,
             huge_pages: false,
+            working_set: Vec::new(),
             fds: files.iter().map(|(role, _)| *role).collect(),
         };
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(_, fd)| fd.as_fd()).collect();

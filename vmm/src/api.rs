@@ -53,6 +53,10 @@ pub struct VmConfig {
     pub nics: u8,
     /// Back guest memory with transparent huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
+    /// For a VM that starts from a snapshot: what its guest will soon write to, as (first page, number of pages) in pages of
+    /// 4 KiB of the memory file. It gets a copy of these before its CPUs run, together, instead of one by one whenever it
+    /// comes to a page. Empty is right, too.
+    pub working_set: Vec<(u32, u32)>,
     /// What each descriptor of this message is, in their order.
     pub fds: Vec<FdRole>,
 }

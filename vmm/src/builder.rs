@@ -129,7 +129,7 @@ pub(crate) fn build(
     let ram = ram(u64::from(config.memory_mib) << 20);
     let memory = match &origin {
         Origin::Boot { .. } => memory::allocate(&ram, config.huge_pages)?,
-        Origin::Snapshot(snapshot) => memory::map(&ram, &snapshot.memory)?,
+        Origin::Snapshot(snapshot) => memory::map(&ram, &snapshot.memory, &config.working_set)?,
     };
 
     let kvm = vm::open(fds.take(FdRole::Kvm)?)?;
@@ -316,6 +316,7 @@ mod tests {
             cmdline: String::new(),
             nics: 0,
             huge_pages: false,
+            working_set: Vec::new(),
             fds: Vec::new(),
         }
     }

@@ -38,7 +38,7 @@ async fn a_stream_that_never_arrives_is_an_error_that_names_it() {
 async fn output_written_before_a_sudden_end_is_delivered_whole() {
     let (stdout, mut host) = connection();
     let (pipes, ends) = Pipes::new(Connections { stdout, ..Default::default() }, owner()).unwrap();
-    pipes.join().unwrap();
+    pipes.join();
     let data = vec![7; 8 << 20];
     let expected = data.clone();
     let writer = std::thread::spawn(move || {
@@ -54,7 +54,7 @@ async fn output_written_before_a_sudden_end_is_delivered_whole() {
 async fn the_end_of_the_input_reaches_the_process() {
     let (stdin, mut host) = connection();
     let (pipes, ends) = Pipes::new(Connections { stdin, ..Default::default() }, owner()).unwrap();
-    pipes.join().unwrap();
+    pipes.join();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         io::Read::read_to_string(&mut std::fs::File::from(ends.stdin), &mut text).unwrap();
@@ -70,7 +70,7 @@ async fn the_end_of_the_input_reaches_the_process() {
 async fn the_host_learns_that_nobody_reads_the_input() {
     let (stdin, mut host) = connection();
     let (pipes, ends) = Pipes::new(Connections { stdin, ..Default::default() }, owner()).unwrap();
-    pipes.join().unwrap();
+    pipes.join();
     drop(ends);
     assert_eq!(host.read(&mut [0]).await.unwrap(), 0);
 }
@@ -79,7 +79,7 @@ async fn the_host_learns_that_nobody_reads_the_input() {
 async fn a_process_whose_output_nobody_wants_gets_a_broken_pipe() {
     let (stdout, host) = connection();
     let (pipes, ends) = Pipes::new(Connections { stdout, ..Default::default() }, owner()).unwrap();
-    pipes.join().unwrap();
+    pipes.join();
     drop(host);
     let broken = tokio::task::spawn_blocking(move || {
         let mut pipe = std::fs::File::from(ends.stdout);

@@ -112,14 +112,14 @@ fn made(input: &mut Input<'_>, outside: &Path, scratch: &Path) -> PathBuf {
         input,
     );
     let mut files = Files::default();
-    let saved = kind / 2 % 4 == 0;
+    let saved = (kind / 2).is_multiple_of(4);
     if saved {
         save(&mut files, &blobs, config, input);
     } else {
         lay_out(&mut files, &blobs, config, input);
     }
     let path = scratch.join("image");
-    if saved || kind / 8 % 2 == 0 {
+    if saved || (kind / 8).is_multiple_of(2) {
         fs::write(&path, files.archive()).unwrap();
     } else {
         files.write(&path);

@@ -66,6 +66,11 @@ pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
     }
 }
 
+/// Starts a pod from this template, or not at all.
+pub(crate) async fn start_from(config: &PodConfig, template: &Template) -> Result<Arc<Pod>, PodError> {
+    attempt(config, Plan::new(config).await?, Some(template)).await
+}
+
 /// The VMs of pods without particular needs, which templates have to be like; the last is that of most pods.
 pub(crate) fn standard(settings: &Settings) -> [VmConfig; 2] {
     Sizing::standard(settings, Host::own()).map(|sizing| vm_config("template", settings, &sizing, NICS))
@@ -128,11 +133,17 @@ fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmCo
         cmdline: String::new(),
         nics,
         huge_pages: settings.huge_pages,
+        working_set: Vec::new(),
         fds: Vec::new(),
     }
 }
 
-async fn attempt(config: &PodConfig, plan: Plan, template: Option<&Template>) -> Result<Arc<Pod>, PodError> {
+async fn attempt(
+    config: &PodConfig,
+    mut plan: Plan,
+    template: Option<&Template>,
+) -> Result<Arc<Pod>, PodError> {
+    plan.vm.working_set = template.map(|template| template.working_set.clone()).unwrap_or_default();
     let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
     let state = StateFile::create(dir, first_state(config, template)?, config.timeline.clone())?;
     let (vsock, listener) = Vsock::listen(state.dir())?;

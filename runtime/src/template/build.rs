@@ -10,8 +10,8 @@ use monohull_vmm::api::VmConfig;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
 use super::{
-    BUILDING, INFO, Info, LOCK, MAX_AGE, MEMORY, STATE, TemplateError, dir, failure_path, files, key, now,
-    read_info,
+    BUILDING, INFO, Info, LOCK, MAX_AGE, MEMORY, STATE, Template, TemplateError, WORKING_SET, dir,
+    failure_path, files, key, now, read_info, rehearsal,
 };
 use crate::pod;
 use crate::settings::{Settings, Templates};
@@ -19,6 +19,9 @@ use crate::text;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmFiles};
 use crate::vsock::Vsock;
+
+/// What a template's rehearsal needs, while it is made.
+const REHEARSAL: &str = "rehearsal";
 
 /// Makes the templates of pods without particular needs anew, and removes all others. Refused as busy while another process
 /// does that. A failure is noted for [`super::last_failure`].
@@ -90,6 +93,7 @@ async fn make(
     let bytes = vm.snapshot(state.into(), memory.into()).await?;
     drop(vm);
     vsock.remove()?;
+    rehearse(settings, config.memory_mib == settings.overhead_memory_mib, key, building).await?;
     let info = Info {
         key: key.to_owned(),
         kernel: settings.kernel.clone(),
@@ -105,6 +109,23 @@ async fn make(
     let text = serde_json::to_vec(&info).map_err(io::Error::from);
     text.and_then(|text| fs::write(&path, text)).map_err(TemplateError::io("write", &path))?;
     Ok(info)
+}
+
+/// Finds the template's working set, which makes pods start faster and is nothing that they need.
+async fn rehearse(settings: &Settings, small: bool, key: &str, building: &Path) -> Result<(), TemplateError> {
+    let Some(template) = Template::open(building.to_owned(), key.to_owned()) else { return Ok(()) };
+    let dir = building.join(REHEARSAL);
+    match rehearsal::rehearse(settings, &template, small, &dir).await {
+        Ok(runs) => {
+            let path = building.join(WORKING_SET);
+            let text = serde_json::to_vec(&runs).map_err(io::Error::from);
+            text.and_then(|text| fs::write(&path, text)).map_err(TemplateError::io("write", &path))?;
+        }
+        Err(error) => {
+            tracing::warn!(error = %text::chain(&error), step = "rehearse a pod; pods will start slower than they could");
+        }
+    }
+    remove_dir(&dir)
 }
 
 fn create(dir: &Path, name: &str) -> Result<File, TemplateError> {

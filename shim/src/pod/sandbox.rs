@@ -113,7 +113,7 @@ impl<G: Guest> PodTasks<G> {
         }
         let named = Cgroup::of_pod(cgroup_parent, &self.info.id)?;
         bundle::note_cgroup(bundle, cgroup_parent)?;
-        *cgroup = Some(named.enter()?);
+        *cgroup = Some(named.enter(None)?);
         Ok(())
     }
 

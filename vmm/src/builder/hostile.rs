@@ -74,6 +74,7 @@ fn config(input: &mut Input<'_>, fds: usize) -> VmConfig {
         cmdline: text(input),
         nics: input.u8() % 32,
         huge_pages: input.u8().is_multiple_of(2),
+        working_set: (0..input.u8() % 3).map(|_| (input.u32(), input.u8().into())).collect(),
         fds: (0..fds).map(|_| ROLES[usize::from(input.u8()) % ROLES.len()]).collect(),
     }
 }

@@ -15,6 +15,8 @@ use crate::devices::PAGE;
 
 /// Bytes copied at once.
 const CHUNK: usize = 256 << 10;
+/// Bytes of zeroes between others that are not worth a hole.
+const SMALL_GAP: usize = 32 << 10;
 const PAGE_SIZE: usize = PAGE as usize;
 static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -63,7 +65,8 @@ pub(crate) fn write(file: &File, memory: &GuestMemoryMmap, id: &Id) -> Result<u6
     Ok(written)
 }
 
-/// Writes the pages of `chunk` that are not zero, neighbours together. Returns their bytes.
+/// Writes the pages of `chunk` that are not zero, neighbours together, and with them the zeroes of a gap that is small: each hole
+/// is a mapping of its own in every copy. Returns their bytes.
 fn write_pages(file: &File, chunk: &[u8], at: u64) -> io::Result<u64> {
     let mut written = 0;
     let mut write = |from: usize, to: usize| {
@@ -71,17 +74,20 @@ fn write_pages(file: &File, chunk: &[u8], at: u64) -> io::Result<u64> {
         written += pages.len() as u64;
         file.write_all_at(pages, at + from as u64)
     };
-    // Where the pages begin that are still to be written, and where the next one is.
-    let (mut first, mut next) = (0, 0);
+    // Where the run begins that is still to be written and where it ends, and where the next page is.
+    let (mut first, mut last, mut next) = (0, 0, 0);
     for page in chunk.chunks(PAGE_SIZE) {
         let end = next + page.len();
-        if ZEROES.starts_with(page) {
-            write(first, next)?;
-            first = end;
+        if !ZEROES.starts_with(page) {
+            if first == last || next - last > SMALL_GAP {
+                write(first, last)?;
+                first = next;
+            }
+            last = end;
         }
         next = end;
     }
-    write(first, next)?;
+    write(first, last)?;
     Ok(written)
 }
 
