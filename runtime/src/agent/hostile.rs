@@ -151,7 +151,8 @@ fn payload(input: &mut Input<'_>) -> Vec<u8> {
     match input.u8() % 8 {
         0 => bytes.extend(input.take::<8>()),
         1 => {
-            let times = usize::from(input.u16()) * 8;
+            // Seldom longer than any answer may be.
+            let times = if input.u8() < 250 { input.u8().into() } else { usize::from(input.u16()) * 8 };
             return input.take::<4>().repeat(times);
         }
         _ => {
