@@ -224,7 +224,8 @@ impl Guest {
         self.look(operation, reply, answered, room);
         if input.u8() == 255 {
             // A VMM may change what it has been told.
-            memory.write_slice(&input.take::<32>(), GuestAddress(reply)).unwrap();
+            let told = input.take::<32>();
+            memory.write_slice(&told[..told.len().min(room as usize)], GuestAddress(reply)).unwrap();
         }
         self.cache.pass(&Answered { memory: &memory, request, length: answered });
         for (at, count) in around.into_iter().zip([64, pad, 64]) {
