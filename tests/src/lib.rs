@@ -3,6 +3,7 @@
 // A test fails by panicking.
 #![allow(clippy::panic)]
 
+pub mod cri;
 pub mod engine;
 pub mod leaks;
 pub mod memory;

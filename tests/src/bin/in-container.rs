@@ -10,6 +10,8 @@
 //!                                 keeps them until input ends
 //!     in-container files DIR N    makes N files of 4 KiB, lists them with their sizes, asks for each, reads them, removes them;
 //!                                 prints how many milliseconds each of these took
+//!     in-container use MIB        prints "ready"; uses so much memory after a line of input, prints "used"; frees it after another,
+//!                                 prints "freed"; ends when input ends
 //!     in-container unique         prints what no two machines may have in common, a name and a value on each line
 
 use std::fs::{self, File};
@@ -32,6 +34,7 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["unique"] => unique(),
+        ["use", mib] => use_memory(mib.parse().map_err(io::Error::other)?),
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
         ["ping", path] => ping(path),
@@ -46,7 +49,7 @@ fn main() -> io::Result<()> {
         }
         _ => Err(io::Error::other(
             "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH \
-             | files DIR N | unique",
+             | files DIR N | use MIB | unique",
         )),
     }
 }
@@ -147,6 +150,19 @@ fn lock(path: &str) -> io::Result<()> {
         }
     }
     io::copy(&mut io::stdin().lock(), &mut io::sink()).map(drop)
+}
+
+fn use_memory(mib: usize) -> io::Result<()> {
+    let mut lines = io::stdin().lines();
+    println!("ready");
+    lines.next().transpose()?;
+    // So large an allocation is a mapping of its own.
+    let memory = std::hint::black_box(vec![1_u8; mib << 20]);
+    println!("used");
+    lines.next().transpose()?;
+    drop(memory);
+    println!("freed");
+    lines.try_for_each(|line| line.map(drop))
 }
 
 /// Files in a directory of [`files`].
