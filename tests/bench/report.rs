@@ -12,7 +12,7 @@ use crate::table::{Spread, Table};
 /// Starts of one kind, in turn with several runtimes; the first is what the others are compared with.
 #[derive(Debug)]
 pub(crate) struct Starts {
-    /// What was started, where a table has more than one kind.
+    /// What was started.
     kind: String,
     /// Names and times in ms.
     runtimes: Vec<(String, Vec<f64>)>,
@@ -69,20 +69,16 @@ impl Report {
     }
 
     /// Prints a table of start times, and keeps it and its bars.
-    pub(crate) fn starts(&mut self, title: &str, what: &str, kinds: &[Starts]) {
+    pub(crate) fn starts(&mut self, title: &str, what: &str, starts: &Starts) {
+        let spreads = starts.spreads();
+        let base = spreads.first().map_or(f64::NAN, |(_, runc)| runc.median);
         let mut table = Table::new(&[&format!("{what}, ms"), "min", "median", "max", "of runc's median"]);
-        for starts in kinds {
-            let spreads = starts.spreads();
-            let base = spreads.first().map_or(f64::NAN, |(_, runc)| runc.median);
-            for (name, spread) in &spreads {
-                let label =
-                    if kinds.len() == 1 { (*name).to_owned() } else { format!("{}: {name}", starts.kind) };
-                let ratio = format!("{:.2}", spread.median / base);
-                table.row(&[vec![label], spread.cells().to_vec(), vec![ratio]].concat());
-            }
-            let bars = spreads.iter().map(|(name, spread)| ((*name).to_owned(), spread.median)).collect();
-            self.bars.push(chart::Group { title: starts.kind.clone(), bars });
+        for (name, spread) in &spreads {
+            let ratio = format!("{:.2}", spread.median / base);
+            table.row(&[vec![(*name).to_owned()], spread.cells().to_vec(), vec![ratio]].concat());
         }
+        let bars = spreads.iter().map(|(name, spread)| ((*name).to_owned(), spread.median)).collect();
+        self.bars.push(chart::Group { title: starts.kind.clone(), bars });
         self.table(title, &table);
     }
 
@@ -123,7 +119,7 @@ mod tests {
         starts.round(|_| Ok(1.0)).unwrap();
         starts.forget();
         starts.round(|number| Ok([100.0, 50.0][number])).unwrap();
-        report.starts("Title", "`run`", &[starts]);
+        report.starts("Title", "`run`", &starts);
         report.write().unwrap();
 
         let written: Value = serde_json::from_slice(&fs::read(&files[0]).unwrap()).unwrap();

@@ -15,7 +15,7 @@ pub(crate) fn ctr_run(engine: &Engine, report: &mut Report) -> io::Result<()> {
     let runtimes = [("runc", RUNC), ("Monohull", MONOHULL), ("Monohull, cold boot", &cold)];
     let starts = run_true(engine, "ctr run --rm", &[], &runtimes)?;
     let title = format!("Start to end, containerd 1.6, {RUNS} runs each in turn");
-    report.starts(&title, "`ctr run --rm busybox true`", &[starts]);
+    report.starts(&title, "`ctr run --rm busybox true`", &starts);
     Ok(())
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn nerdctl_run(report: &mut Report) -> io::Result<()> {
     let runtimes = [("runc", RUNC), ("Monohull", MONOHULL)];
     let starts = run_true(&engine, "nerdctl run --rm", &["--net", "bridge"], &runtimes)?;
     let title = format!("Start to end with CNI's bridge, containerd 2.3, {RUNS} runs each in turn");
-    report.starts(&title, "`nerdctl run --rm busybox true`", &[starts]);
+    report.starts(&title, "`nerdctl run --rm busybox true`", &starts);
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 pub mod cri;
 pub mod engine;
+pub mod hog;
 pub mod leaks;
 pub mod memory;
 pub mod network;

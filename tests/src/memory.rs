@@ -48,10 +48,20 @@ pub fn private_kib(pid: u32) -> u64 {
     of(pid).private
 }
 
+/// Memory of a process in KiB that no file has: of a VMM, what is its guest's alone (`RssAnon` of proc(5)).
+pub fn anonymous_kib(pid: u32) -> io::Result<u64> {
+    field(&format!("/proc/{pid}/status"), "RssAnon:")
+}
+
 /// What the host could give to new programs, in KiB (`MemAvailable` of proc(5)).
 pub fn available_kib() -> io::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    field("/proc/meminfo", "MemAvailable:")
+}
+
+/// The number of KiB in a file's line.
+fn field(path: &str, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse().ok());
-    kib.ok_or_else(|| io::Error::other("/proc/meminfo has no MemAvailable"))
+    kib.ok_or_else(|| io::Error::other(format!("{path} has no {name}")))
 }
