@@ -56,6 +56,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
 	@tests/make-image $(TESTS)/busybox.tar
+	@tests/make-image $(TESTS)/pause.tar pause 'sleep 2147483647'
 
 install: ## Install what `make build` made below DESTDIR (default: this machine)
 	@test -d $(ROOT) || { echo "nothing is built: run 'make build' first" >&2; exit 1; }
@@ -148,8 +149,8 @@ chaos: build build-tests ## Pods that something goes wrong with: nothing may be 
 soak: build build-tests ## Pods in a row: nothing may grow (PODS=100, 4 to 6 s each)
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(PODS) * 30 + 600))} tests/run soak --pods $(PODS)
 
-bench: build build-tests ## The README's tables, in the test host
-	@tests/run bench
+bench: build build-tests ## The README's tables, in the test host; numbers and bars in build/results/bench (20 minutes more: tests/run bench many)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-4800} tests/run bench --json /results/bench.json --svg /results/starts.svg
 	@tests/run --icount bench instructions
 
 host-shell: ## A shell in the test host, with everything installed that is built

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use monohull_tests::engine::{Engine, MONOHULL, RUNC, Run, unique};
 
+use crate::report::Report;
 use crate::table::{Row, compare};
 
 /// Counted runs with each runtime, after one that is not counted.
 const RUNS: usize = 15;
 
 /// Measures and prints.
-pub(crate) fn latency(engine: &Engine) -> io::Result<()> {
+pub(crate) fn latency(engine: &Engine, report: &mut Report) -> io::Result<()> {
     let containers = [RUNC, MONOHULL].map(|runtime| {
         let mut run = Run::new(&format!("bench-exec-{}", unique()), &["sleep", "1000"]);
         run.detach = true;
@@ -41,6 +42,6 @@ pub(crate) fn latency(engine: &Engine) -> io::Result<()> {
         engine.remove(&run.id);
     }
     let title = format!("A command in a running container, containerd 1.6, {RUNS} runs each in turn");
-    compare(&title, "`ctr task exec … true`, ms", vec![row]);
+    report.table(&title, &compare("`ctr task exec … true`, ms", vec![row]));
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use monohull_tests::engine::in_container;
 
+use crate::report::Report;
 use crate::storage::{Containers, PLACES, RUNTIMES};
 use crate::table::{Row, compare};
 
@@ -15,7 +16,7 @@ const FILES: &str = "200";
 const STEPS: [&str; 5] = ["create", "list with sizes", "stat", "read", "remove"];
 
 /// Measures and prints.
-pub(crate) fn many_small() -> io::Result<()> {
+pub(crate) fn many_small(report: &mut Report) -> io::Result<()> {
     let containers = Containers::start(|_| Ok(Vec::new()))?;
     let mut rows: Vec<Vec<Row>> = PLACES
         .iter()
@@ -37,6 +38,6 @@ pub(crate) fn many_small() -> io::Result<()> {
         }
     }
     let title = format!("Small files: {FILES} of 4 KiB, 100 in a directory, {RUNS} runs each in turn");
-    compare(&title, "ms, lower is better", rows.into_iter().flatten().collect());
+    report.table(&title, &compare("ms, lower is better", rows.into_iter().flatten().collect()));
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::program::Program;
+use crate::report::Report;
 use crate::storage::{Containers, PLACES, RUNTIMES};
 use crate::table::{Row, compare};
 
@@ -60,7 +61,7 @@ const JOBS: [Job; 4] = [
 const MIB: f64 = 1048576.0;
 
 /// Measures and prints.
-pub(crate) fn throughput() -> io::Result<()> {
+pub(crate) fn throughput(report: &mut Report) -> io::Result<()> {
     let mut program = None;
     let containers = Containers::start(|engine| {
         let fio = program.insert(Program::copy(FIO, engine.scratch())?);
@@ -79,10 +80,10 @@ pub(crate) fn throughput() -> io::Result<()> {
                 command.extend(OPTIONS);
                 command.push(&directory);
                 command.extend(JOBS.iter().flat_map(|job| [&["--name=job"], &job.options[..]].concat()));
-                let report = containers.exec(runtime, place, &command)?;
-                let report: serde_json::Value = serde_json::from_slice(&report.stdout)?;
+                let printed = containers.exec(runtime, place, &command)?;
+                let printed: serde_json::Value = serde_json::from_slice(&printed.stdout)?;
                 for (index, (job, row)) in JOBS.iter().zip(rows.iter_mut()).enumerate() {
-                    let result = report.pointer(&format!("/jobs/{index}{}", job.result));
+                    let result = printed.pointer(&format!("/jobs/{index}{}", job.result));
                     let result = result.and_then(serde_json::Value::as_f64);
                     row.add(runtime, result.ok_or_else(|| io::Error::other("not fio's report"))? / job.scale);
                 }
@@ -90,6 +91,6 @@ pub(crate) fn throughput() -> io::Result<()> {
         }
     }
     let title = format!("Storage: fio, one thread, a file of 16 MiB, {RUNS} runs each in turn");
-    compare(&title, "higher is better", rows.into_iter().flatten().collect());
+    report.table(&title, &compare("higher is better", rows.into_iter().flatten().collect()));
     Ok(())
 }

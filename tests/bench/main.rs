@@ -5,39 +5,53 @@
 // A benchmark that can't measure ends with the reason.
 #![allow(clippy::panic)]
 
+mod chart;
 mod exec;
 mod files;
+mod idle;
 mod io;
+mod many;
 mod network;
+mod pods;
 mod program;
+mod report;
+mod returned;
 mod start;
 mod storage;
 mod vmm;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::io::{Error, Result};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
-use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, Run, unique};
+use monohull_tests::engine::{Client, Engine};
 use monohull_tests::table::{self, Table};
-use monohull_tests::{leaks, memory, templates};
+use monohull_tests::templates;
+
+use crate::report::Report;
 
 /// Counted runs of each command, after one that is not counted.
 const RUNS: usize = 7;
 
+/// What measures one subject.
+type Part = fn(&mut Report) -> Result<()>;
+
+/// By name. Without one all are run but `many` and `instructions`.
+const PARTS: [(&str, Part); 10] = [
+    ("exec", |report| exec::latency(&Engine::start(Client::Ctr)?, report)),
+    ("files", files::many_small),
+    ("fork", vmm::forks),
+    ("instructions", |_| instructions()),
+    ("io", io::throughput),
+    ("many", |report| templates::make().and_then(|()| many::beside(report))),
+    ("network", |report| network::both_ways(&Engine::start(Client::Ctr)?, report)),
+    ("pods", |report| templates::make().and_then(|()| pods(report))),
+    ("return", |report| templates::make().and_then(|()| returned::to_the_host(report))),
+    ("start", |report| templates::make().and_then(|()| start(&Engine::start(Client::Ctr)?, report))),
+];
+
 fn main() -> ExitCode {
-    let result = match std::env::args().nth(1).as_deref() {
-        None => templates::make().and_then(|()| all()),
-        Some("instructions") => instructions(),
-        Some("fork") => vmm::forks(),
-        Some("exec") => Engine::start(Client::Ctr).and_then(|engine| exec::latency(&engine)),
-        Some("files") => files::many_small(),
-        Some("io") => io::throughput(),
-        Some("start") => templates::make().and_then(|()| start()),
-        Some("network") => Engine::start(Client::Ctr).and_then(|engine| network::both_ways(&engine)),
-        Some(other) => Err(std::io::Error::other(format!(
-            "unknown argument {other}; usage: monohull-bench [exec|files|fork|instructions|io|network|start]"
-        ))),
-    };
-    match result {
+    match measure() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("monohull-bench: {error}");
@@ -46,70 +60,65 @@ fn main() -> ExitCode {
     }
 }
 
-fn start() -> std::io::Result<()> {
-    let engine = Engine::start(Client::Ctr)?;
-    start::run_rm_true(&engine)?;
-    start::memory(&engine)?;
-    idle_pod(&engine)
-}
-
-fn all() -> std::io::Result<()> {
-    let engine = Engine::start(Client::Ctr)?;
-    start::run_rm_true(&engine)?;
-    start::memory(&engine)?;
-    exec::latency(&engine)?;
-    idle_pod(&engine)?;
-    network::both_ways(&engine)?;
-    drop(engine);
-    io::throughput()?;
-    files::many_small()?;
-    vmm::exec_to_exit()?;
-    vmm::forks()?;
-    binaries()
-}
-
-/// The boot timeline and the memory of a pod that does nothing.
-fn idle_pod(engine: &Engine) -> std::io::Result<()> {
-    for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL)] {
-        let id = format!("bench-idle-{}", unique());
-        let mut run = Run::new(&id, &["sleep", "1000"]);
-        run.detach = true;
-        runtime.clone_into(&mut run.runtime);
-        let output = engine.run(&run);
-        assert!(output.status.success(), "{name}: {}", output.stderr);
-        if runtime == MONOHULL {
-            timeline(&id)?;
-        }
-        let mut table = Table::new(&[&format!("{name}: idle pod, KiB"), "private", "shared", "guest"]);
-        for (pid, process) in leaks::processes() {
-            if ["monohull-vmm", "monohull-fs"].contains(&process.as_str())
-                || process.starts_with("containerd-shim")
-            {
-                let memory = memory::of(pid);
-                let cells = [memory.private, memory.shared, memory.guest].map(|kib| kib.to_string());
-                table.row(&[vec![process], cells.to_vec()].concat());
+fn measure() -> Result<()> {
+    let (mut json, mut svg, mut chosen) = (None, None, Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut file = || arguments.next().map(PathBuf::from).ok_or_else(|| usage(&argument));
+        match argument.as_str() {
+            "--json" => json = Some(file()?),
+            "--svg" => svg = Some(file()?),
+            name => {
+                let found = PARTS.iter().find(|(part, _)| *part == name);
+                chosen.push(found.ok_or_else(|| usage(name))?.1);
             }
         }
-        table.print(&format!("Resident memory with {name}"));
-        engine.remove(&id);
     }
-    Ok(())
+    let mut report = Report::new(json, svg);
+    if chosen.is_empty() {
+        chosen.push(all);
+    }
+    chosen.iter().try_for_each(|part| part(&mut report))?;
+    report.write()
 }
 
-fn timeline(pod: &str) -> std::io::Result<()> {
-    println!("\n### Boot timeline of one pod\n");
-    println!("```");
-    let status = Command::new("monohull").args(["trace", pod]).stdin(Stdio::null()).status()?;
-    println!("```");
-    if status.success() {
-        Ok(())
-    } else {
-        Err(std::io::Error::other(format!("`monohull trace {pod}` failed")))
-    }
+fn usage(argument: &str) -> Error {
+    let parts: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+    Error::other(format!(
+        "bad argument {argument}; usage: monohull-bench [--json FILE] [--svg FILE] [{}]…",
+        parts.join("|")
+    ))
+}
+
+fn all(report: &mut Report) -> Result<()> {
+    templates::make()?;
+    let engine = Engine::start(Client::Ctr)?;
+    start(&engine, report)?;
+    exec::latency(&engine, report)?;
+    network::both_ways(&engine, report)?;
+    drop(engine);
+    pods(report)?;
+    returned::to_the_host(report)?;
+    io::throughput(report)?;
+    files::many_small(report)?;
+    vmm::exec_to_exit(report)?;
+    vmm::forks(report)?;
+    binaries(report)
+}
+
+fn start(engine: &Engine, report: &mut Report) -> Result<()> {
+    start::ctr_run(engine, report)?;
+    idle::memory_of_each(engine, report)?;
+    idle::pod(engine, report)
+}
+
+fn pods(report: &mut Report) -> Result<()> {
+    pods::kubelet(report)?;
+    start::nerdctl_run(report)
 }
 
 /// Sizes of what is installed.
-fn binaries() -> std::io::Result<()> {
+fn binaries(report: &mut Report) -> Result<()> {
     let files = [
         "/usr/local/bin/containerd-shim-monohull-v2",
         "/usr/local/bin/monohull",
@@ -122,13 +131,13 @@ fn binaries() -> std::io::Result<()> {
         let size = std::fs::metadata(file)?.len();
         table.row(&[file.to_owned(), (size >> 10).to_string()]);
     }
-    table.print("Installed files");
+    report.table("Installed files", &table);
     Ok(())
 }
 
 /// What a boot costs in instructions. Only where time *is* the number of instructions (`tests/run --icount`): there a
 /// millisecond of the timeline is a million of them, of host and guest together.
-fn instructions() -> std::io::Result<()> {
+fn instructions() -> Result<()> {
     let image = monohull_tests::engine::image();
     let mut last = None;
     // The second run finds everything in the page cache.
@@ -137,10 +146,10 @@ fn instructions() -> std::io::Result<()> {
             Command::new("monohull").args(["run", "--timeline", "--image", &image, "--", "true"]).output()?,
         );
     }
-    let output = last.ok_or_else(|| std::io::Error::other("nothing ran"))?;
+    let output = last.ok_or_else(|| Error::other("nothing ran"))?;
     let text = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() || !text.contains("agent ready") {
-        return Err(std::io::Error::other(format!("`monohull run` failed: {text}")));
+        return Err(Error::other(format!("`monohull run` failed: {text}")));
     }
     println!("\n### Boot of a pod: read ms as million instructions\n\n```\n{text}```");
     Ok(())

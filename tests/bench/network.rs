@@ -7,6 +7,7 @@ use monohull_tests::engine::{Engine, MONOHULL, RUNC, Run, finish, unique};
 use monohull_tests::network::Namespace;
 
 use crate::program::Program;
+use crate::report::Report;
 use crate::table::Table;
 
 const IPERF: &str = "/usr/bin/iperf3";
@@ -17,7 +18,7 @@ const SECONDS: &str = "5";
 const PINGS: &str = "100";
 
 /// Measures and prints.
-pub(crate) fn both_ways(engine: &Engine) -> io::Result<()> {
+pub(crate) fn both_ways(engine: &Engine, report: &mut Report) -> io::Result<()> {
     let iperf = Program::copy(IPERF, engine.scratch())?;
     let mut table = Table::new(&[
         "veth (CNI's ptp), one TCP stream",
@@ -45,7 +46,7 @@ pub(crate) fn both_ways(engine: &Engine) -> io::Result<()> {
         table.row(&[name.to_owned(), format!("{to:.0}"), format!("{from:.0}"), format!("{round_trip:.3}")]);
         engine.remove(&id);
     }
-    table.print(&format!("Network, iperf3 for {SECONDS} s each way, {PINGS} pings"));
+    report.table(&format!("Network, iperf3 for {SECONDS} s each way, {PINGS} pings"), &table);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::RUNS;
+use crate::report::Report;
 use crate::table::{Spread, Table};
 
 const VMM: &str = "/usr/libexec/monohull/monohull-vmm";
@@ -21,7 +22,7 @@ const KERNEL: &str = "/usr/share/monohull/vmlinux";
 const INITRAMFS: &str = "/opt/tests/reboot.cpio";
 
 /// Measures and prints.
-pub(crate) fn exec_to_exit() -> io::Result<()> {
+pub(crate) fn exec_to_exit(report: &mut Report) -> io::Result<()> {
     let mut table = Table::new(&["1 vCPU, 128 MiB, ms", "min", "median", "max"]);
     for (name, huge_pages) in [("exec to exit", false), ("exec to exit, huge pages", true)] {
         let mut times = Vec::new();
@@ -34,7 +35,7 @@ pub(crate) fn exec_to_exit() -> io::Result<()> {
         }
         table.row(&[vec![name.to_owned()], Spread::of(times).cells().to_vec()].concat());
     }
-    table.print(&format!("The bare VMM with a guest that resets at once, {RUNS} runs each"));
+    report.table(&format!("The bare VMM with a guest that resets at once, {RUNS} runs each"), &table);
     Ok(())
 }
 
@@ -42,7 +43,7 @@ pub(crate) fn exec_to_exit() -> io::Result<()> {
 type Step = fn(&Start) -> Duration;
 
 /// A pod's guest, booted and forked in turn, from the VMM's exec to the agent's answer.
-pub(crate) fn forks() -> io::Result<()> {
+pub(crate) fn forks(report: &mut Report) -> io::Result<()> {
     let mut original = Guest::boot()?;
     original.wait_for_agent()?;
     let begun = Instant::now();
@@ -70,7 +71,8 @@ pub(crate) fn forks() -> io::Result<()> {
             table.row(&[vec![format!("{name}: {step}")], Spread::of(times).cells().to_vec()].concat());
         }
     }
-    table.print(&format!("The bare VMM with a pod's guest, from its exec, {RUNS} runs each in turn"));
+    let title = format!("The bare VMM with a pod's guest, from its exec, {RUNS} runs each in turn");
+    report.table(&title, &table);
     println!(
         "\nPause and snapshot took {took:.0} ms: {} KiB of state, {} KiB of memory that is not zero.",
         saved.state_bytes >> 10,

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use monohull_tests::engine::{Engine, IMAGE, finish, image};
+use monohull_tests::cri::{Pod, remove};
+use monohull_tests::engine::Engine;
 use monohull_tests::leaks::Census;
 
 use crate::Case;
@@ -17,22 +18,15 @@ pub(crate) const CASES: &[Case] = &[("a_pod_of_the_kubelets_is_in_the_cgroup_tha
 const PARENT: &str = "/e2e-pods";
 
 /// Makes a pod and returns its id and its cgroup.
-fn run_pod(cri: &Engine) -> (String, PathBuf) {
-    let path = cri.scratch().join("pod.json");
-    let config = format!(
-        r#"{{"metadata": {{"name": "web-0", "namespace": "default", "uid": "1"}}, "hostname": "web-0",
-            "log_directory": "/run", "linux": {{"cgroup_parent": "{PARENT}"}}}}"#
-    );
-    fs::write(&path, config).expect("the pod's configuration");
-    let made = finish(&mut cri.crictl(&["runp", "--runtime", "monohull", &path.display().to_string()]));
-    assert_eq!(made.code(), 0, "{}{}", made.stderr, cri.log());
-    let id = made.text().trim().to_owned();
+fn run_pod(cri: &Engine, name: &str) -> (String, PathBuf) {
+    let pod = Pod::new(cri, name, PARENT).expect("the pod's configuration");
+    let id = pod.run(cri, "monohull-sandbox").expect("a pod");
     let cgroup = Path::new("/sys/fs/cgroup").join(&PARENT[1..]).join(format!("monohull-{id}"));
     (id, cgroup)
 }
 
 fn remove_pod(cri: &Engine, id: &str) {
-    let removed = finish(&mut cri.crictl(&["rmp", "--force", id]));
+    let removed = remove(cri, id);
     assert_eq!(removed.code(), 0, "{}{}", removed.stderr, cri.log());
 }
 
@@ -41,7 +35,7 @@ fn remove_pod(cri: &Engine, id: &str) {
 fn remove_dead_pod(cri: &Engine, id: &str) {
     let begun = Instant::now();
     loop {
-        let removed = finish(&mut cri.crictl(&["rmp", "--force", id]));
+        let removed = remove(cri, id);
         if removed.code() == 0 {
             return;
         }
@@ -53,17 +47,14 @@ fn remove_dead_pod(cri: &Engine, id: &str) {
 /// With a containerd of its own: the others have no CRI.
 fn cgroup(_: &Engine) {
     let cri = Engine::start_cri().expect("a containerd with a CRI");
-    let imported = finish(&mut cri.ctr(&["--namespace", "k8s.io", "image", "import", &image()]));
-    assert_eq!(imported.code(), 0, "{IMAGE}: {}", imported.stderr);
-
-    let (pod, cgroup) = run_pod(&cri);
+    let (pod, cgroup) = run_pod(&cri, "web-0");
     assert_eq!(members_of(&cgroup), ["containerd-shim-monohull-v2", "monohull-fs", "monohull-vmm"]);
     remove_pod(&cri, &pod);
     assert!(!cgroup.exists(), "{}", cgroup.display());
     // The first pod's bridge stays.
     let before = Census::take(&cri.bundles());
 
-    let (pod, cgroup) = run_pod(&cri);
+    let (pod, cgroup) = run_pod(&cri, "web-1");
     shim_of("k8s.io", &pod).kill();
     remove_dead_pod(&cri, &pod);
     assert_nothing_beyond(&cri, &before);

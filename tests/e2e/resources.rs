@@ -4,19 +4,25 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use monohull_tests::engine::{Client, Engine, Output, Run};
+use monohull_tests::engine::{Client, Engine, Output, Run, in_container};
+use monohull_tests::hog::Hog;
 use monohull_tests::leaks::processes;
+use monohull_tests::memory::anonymous_kib;
 
 use crate::Case;
 use crate::containers::id;
-use crate::failures::shim_of;
+use crate::failures::{shim_of, vmm_of};
+use crate::volumes::volume;
 
 pub(crate) const CASES: &[Case] = &[
     ("a_vms_memory_is_its_containers_limit_and_the_overhead", memory),
     ("a_pods_least_size_can_be_set_by_annotation", annotations),
     ("a_pod_has_the_cpus_of_its_limit_that_the_host_has", cpus),
     ("a_container_can_use_the_memory_it_was_promised", promised_memory),
+    ("memory_that_a_container_frees_is_the_hosts_again_within_seconds", freed_memory),
     ("a_pod_grows_with_its_members", members),
     ("shim_and_vmm_are_in_the_pods_cgroup_which_goes_with_them", cgroup),
     ("a_dead_shims_cgroup_is_removed", cgroup_after_crash),
@@ -70,6 +76,31 @@ fn promised_memory(engine: &Engine) {
     run.memory_mib = Some(400);
     let output = engine.run(&run);
     assert_eq!(output.code(), 0, "{}", output.stderr);
+}
+
+fn freed_memory(engine: &Engine) {
+    const MIB: u32 = 256;
+    // The guest's kernel reports what is free every other second.
+    const PATIENCE: Duration = Duration::from_secs(8);
+    let mut run = Run::new(&id("free"), &["sleep", "1000"]);
+    run.memory_mib = Some(2 * MIB);
+    run.extra.extend(volume(engine, Path::new(&in_container()), "/bin/in-container", true));
+    let vmm = u32::try_from(vmm_of(&start(engine, &run)).pid()).expect("a pid");
+    let used = || anonymous_kib(vmm).expect("the VMM's memory");
+    let mut hog = Hog::start(engine, &run.id, "/bin/in-container", MIB).expect("a program in the container");
+    let before = used();
+    hog.take().expect("memory");
+    let taken = used() - before;
+    assert!(taken > u64::from(MIB) * 900, "{taken} KiB of the host's are used");
+    hog.free().expect("freed");
+    let begun = Instant::now();
+    while used() > before + taken / 10 {
+        let left = used().saturating_sub(before);
+        assert!(begun.elapsed() < PATIENCE, "{left} of {taken} KiB are not the host's again");
+        thread::sleep(Duration::from_millis(100));
+    }
+    hog.end().expect("it ends");
+    engine.remove(&run.id);
 }
 
 /// Memory in MiB that `monohull ps` tells of a pod.

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::cri;
 pub use crate::output::{Output, finish, finish_with_input};
 
 /// The runtime under test.
@@ -127,9 +128,13 @@ impl Engine {
         Self::launch(client, without_cri, configure)
     }
 
-    /// Starts a containerd 2.3 with a CRI. Its runtime handler `monohull` makes sandboxes without pause containers.
+    /// Starts a containerd 2.3 with a CRI. Its runtime handlers are `runc`, `monohull` as in `deploy/`, and
+    /// `monohull-sandbox`, which makes sandboxes without pause containers.
     pub fn start_cri() -> io::Result<Self> {
-        Self::launch(Client::Nerdctl, "version = 3\n", |_| Ok(include_str!("cri.toml").to_owned()))
+        let cri =
+            Self::launch(Client::Nerdctl, "version = 3\n", |_| Ok(include_str!("cri.toml").to_owned()))?;
+        cri::import_images(&cri)?;
+        Ok(cri)
     }
 
     /// `head` and what `tail` makes are the parts of the configuration that precede its tables, and tables.
@@ -206,7 +211,7 @@ impl Engine {
         let mut command = Command::new(self.client.binaries().join("crictl"));
         command.arg("--runtime-endpoint").arg(format!("unix://{}", self.socket().display()));
         // Its own limit of 2 s for a call is too short for an emulated machine, and cancels what containerd was doing.
-        command.arg("--timeout").arg("60s").args(args);
+        command.arg("--timeout").arg("300s").args(args);
         command
     }
 
@@ -424,13 +429,18 @@ fn spawn_daemon(client: Client, dir: &Path) -> io::Result<Child> {
 
 /// The test image, a docker archive: `MONOHULL_TEST_IMAGE`, or where the test host has it.
 pub fn image() -> String {
-    std::env::var("MONOHULL_TEST_IMAGE").unwrap_or("/opt/tests/busybox.tar".into())
+    std::env::var("MONOHULL_TEST_IMAGE").unwrap_or(in_tests("busybox.tar"))
 }
 
 /// The program that does in containers what busybox can't (`src/bin/in-container.rs`): `MONOHULL_IN_CONTAINER`, or where
 /// the test host has it.
 pub fn in_container() -> String {
-    std::env::var("MONOHULL_IN_CONTAINER").unwrap_or("/opt/tests/in-container".into())
+    std::env::var("MONOHULL_IN_CONTAINER").unwrap_or(in_tests("in-container"))
+}
+
+/// A file that `make build-tests` made, where the test host has it.
+pub(crate) fn in_tests(name: &str) -> String {
+    format!("/opt/tests/{name}")
 }
 
 /// A number that no other call in this process returns.

@@ -3,7 +3,9 @@
 // A test fails by panicking.
 #![allow(clippy::panic)]
 
+pub mod cri;
 pub mod engine;
+pub mod hog;
 pub mod leaks;
 pub mod memory;
 pub mod network;

@@ -1,6 +1,7 @@
-//! How much memory a process of a pod has.
+//! How much memory a process of a pod has, and the host.
 
 use std::fs;
+use std::io;
 
 /// Memory of a process in KiB, guest memory left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,4 +46,22 @@ pub fn of(pid: u32) -> Memory {
 /// Private memory of a process in KiB, guest memory left out.
 pub fn private_kib(pid: u32) -> u64 {
     of(pid).private
+}
+
+/// Memory of a process in KiB that no file has: of a VMM, what is its guest's alone (`RssAnon` of proc(5)).
+pub fn anonymous_kib(pid: u32) -> io::Result<u64> {
+    field(&format!("/proc/{pid}/status"), "RssAnon:")
+}
+
+/// What the host could give to new programs, in KiB (`MemAvailable` of proc(5)).
+pub fn available_kib() -> io::Result<u64> {
+    field("/proc/meminfo", "MemAvailable:")
+}
+
+/// The number of KiB in a file's line.
+fn field(path: &str, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+    kib.ok_or_else(|| io::Error::other(format!("{path} has no {name}")))
 }

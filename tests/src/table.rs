@@ -19,6 +19,11 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
+    /// The column titles, and the rows.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     /// Prints the table in Markdown, so that it can be pasted into the README as it is.
     pub fn print(&self, title: &str) {
         println!("\n### {title}\n\n{}", self.markdown());
@@ -76,8 +81,8 @@ impl Row {
     }
 }
 
-/// Prints the medians of both runtimes and what Monohull's is of runc's.
-pub fn compare(title: &str, what: &str, rows: Vec<Row>) {
+/// The medians of both runtimes and what Monohull's is of runc's.
+pub fn compare(what: &str, rows: Vec<Row>) -> Table {
     let mut table = Table::new(&[what, "runc", "Monohull", "of runc's"]);
     for Row { name, runc, monohull } in rows {
         let [runc, monohull] = [runc, monohull].map(|values| Spread::of(values).median);
@@ -87,7 +92,7 @@ pub fn compare(title: &str, what: &str, rows: Vec<Row>) {
         let of_runc = if of_runc < 0.01 { format!("{of_runc:.4}") } else { format!("{of_runc:.2}") };
         table.row(&[name, cell(runc), cell(monohull), of_runc]);
     }
-    table.print(title);
+    table
 }
 
 /// Smallest, middle and largest of some measurements.

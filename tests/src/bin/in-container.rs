@@ -12,6 +12,8 @@
 //!                                 prints how many milliseconds each of these took
 //!     in-container hold           waits for input, splices it to a socket that nobody reads, prints "held" and sleeps: the kernel
 //!                                 keeps the input's pipe locked all the while
+//!     in-container use MIB        prints "ready"; uses so much memory after a line of input, prints "used"; frees it after another,
+//!                                 prints "freed"; ends when input ends
 //!     in-container unique         prints what no two machines may have in common, a name and a value on each line
 
 use std::fs::{self, File};
@@ -38,6 +40,7 @@ fn main() -> io::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["unique"] => unique(),
         ["hold"] => hold_input(),
+        ["use", mib] => use_memory(mib.parse().map_err(io::Error::other)?),
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
         ["ping", path] => ping(path),
@@ -52,7 +55,7 @@ fn main() -> io::Result<()> {
         }
         _ => Err(io::Error::other(
             "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | hold | lock PATH \
-             | files DIR N | unique",
+             | files DIR N | use MIB | unique",
         )),
     }
 }
@@ -177,6 +180,19 @@ fn lock(path: &str) -> io::Result<()> {
         }
     }
     io::copy(&mut io::stdin().lock(), &mut io::sink()).map(drop)
+}
+
+fn use_memory(mib: usize) -> io::Result<()> {
+    let mut lines = io::stdin().lines();
+    println!("ready");
+    lines.next().transpose()?;
+    // So large an allocation is a mapping of its own.
+    let memory = std::hint::black_box(vec![1_u8; mib << 20]);
+    println!("used");
+    lines.next().transpose()?;
+    drop(memory);
+    println!("freed");
+    lines.try_for_each(|line| line.map(drop))
 }
 
 /// Files in a directory of [`files`].
