@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::{Control, MAX_WAITING, Outbox};
-use crate::api::{Action, Done, ExitReason, FromVmm, Reply, Request, SECTOR};
+use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request, SECTOR};
 use crate::device_set::{DeviceSet, Thread};
 use crate::devices::blk::hostile::file;
 use crate::devices::vsock::hostile::listener;
@@ -138,7 +138,12 @@ impl Setup {
     /// Reads what the VMM has to say.
     fn read(&mut self) {
         while let Ok(Some((message, fds))) = self.owner.receive::<FromVmm>() {
-            let FromVmm::Reply(Reply { id, result }) = message else { panic!("{message:?}") };
+            let Reply { id, result } = match message {
+                FromVmm::Reply(reply) => reply,
+                // The guest reports nothing: this was asked for with a size of 0.
+                FromVmm::Event(Event::FreeReported) => continue,
+                FromVmm::Event(other) => panic!("{other:?}"),
+            };
             let (asked, adds) = self.asked.pop_front().expect("an answer to nothing");
             assert!(id == asked && fds.is_empty());
             match result {
