@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
-	hostile guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix fstest bench host-shell clean
+	advisories sbom dist reproduce hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
+	fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -23,6 +24,8 @@ ROUNDS ?= 100
 SEED ?= 1
 FIRST ?= 0
 PODS ?= 100
+# How long `make fuzz` takes.
+SECONDS ?= 600
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -38,17 +41,7 @@ kernel-cost: build build-tests ## Count the instructions from the start of a pod
 	@tests/run --icount bench instructions
 
 build: kernel ## Build Monohull into build/root, as it will be installed; debug symbols go to build/debug
-	@cargo build --profile $(PROFILE) --locked -p containerd-shim-monohull -p monohull-agent -p monohull-fs \
-		-p monohull-initramfs -p monohull-runtime -p monohull-vmm
-	@mkdir -p build/debug $(ROOT)/usr/local/bin $(ROOT)/usr/libexec/monohull $(ROOT)/usr/share/monohull
-	@tests/tools/strip $(RELEASE)/containerd-shim-monohull-v2 $(ROOT)/usr/local/bin
-	@tests/tools/strip $(RELEASE)/monohull $(ROOT)/usr/local/bin
-	@tests/tools/strip $(RELEASE)/monohull-vmm $(ROOT)/usr/libexec/monohull
-	@tests/tools/strip $(RELEASE)/monohull-fs $(ROOT)/usr/libexec/monohull
-	@tests/tools/strip $(RELEASE)/monohull-agent build
-	@$(RELEASE)/monohull-initramfs --agent build/monohull-agent --output $(ROOT)/usr/share/monohull/initramfs.cpio
-	@install -m 644 "$$(kernel-config/build --print-path)" $(ROOT)/usr/share/monohull/vmlinux
-	@cd $(ROOT) && find . -type f -printf '  %9s bytes  /%P\n'
+	@release/build $(PROFILE)
 
 build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@mkdir -p $(TESTS)
@@ -59,7 +52,7 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@install $(addprefix $(DEBUG)/,monohull-bench monohull-chaos monohull-soak in-container) $(TESTS)/
 	@for test in machine snapshot hostile; do install $$(cargo test --locked -q -p monohull-vmm --test $$test --no-run \
 		--message-format=json 2> /dev/null | jq -r "select(.target.name? == \"$$test\") | .executable") $(TESTS)/vmm-$$test; done
-	@cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
+	@release/cargo build --profile $(PROFILE) --locked -q -p monohull-initramfs
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
 	@tests/make-image $(TESTS)/busybox.tar
@@ -68,6 +61,17 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 install: ## Install what `make build` made below DESTDIR (default: this machine)
 	@test -d $(ROOT) || { echo "nothing is built: run 'make build' first" >&2; exit 1; }
 	cp -a --no-preserve=ownership $(ROOT)/. $(DESTDIR)/
+
+sbom: build ## What each installed file is made of, as CycloneDX in build/sbom, checked against cargo and the files (a minute)
+	@release/sbom
+	@release/check-tampered
+
+dist: sbom ## Tarball, Debian package, sources and checksums in build/dist, unpacked and compared with build/root (2 minutes)
+	@release/dist
+	@release/check-dist
+
+reproduce: build ## Build all a second time, elsewhere and otherwise, and compare (30 to 50 minutes; WHAT=programs: 10, no kernel)
+	@release/reproduce $(WHAT)
 
 demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 	@tests/run demo
@@ -86,6 +90,9 @@ lint:
 deny:
 	@tests/tools/deny
 
+advisories: ## Look for known vulnerabilities in the crates (fetches RustSec's database, or reads a clone: ADVISORY_DB=path)
+	@tests/tools/deny advisories $(ADVISORY_DB)
+
 shellcheck:
 	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh .ci/run
 
@@ -101,6 +108,9 @@ hostile: named-tests ## Hostile guests on /dev/kvm, hostile VMMs and agents, bad
 	cargo test --locked -p monohull-fs --test server hostile
 	cargo test --locked -p monohull-runtime --lib hostile
 	cargo test --locked -p containerd-shim-monohull hostile
+
+fuzz: ## Feed every parser and device what a guest, VMM, agent or image may, for SECONDS=600 in all, shared equally (needs root)
+	@tests/tools/fuzz $(SECONDS)
 
 guest-tests: kernel ## The agent's tests on the guest's kernel, in QEMU (a minute)
 	@agent/tests/in-guest

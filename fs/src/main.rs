@@ -16,7 +16,11 @@ other way to use it.
   --version  print the version
   --help     print this";
 
+/// What a program of Rust that panics exits with.
+const PANICKED: i32 = 101;
+
 fn main() -> ExitCode {
+    exit_on_panic();
     let argument = std::env::args_os().nth(1);
     match argument.as_deref().and_then(|argument| argument.to_str()) {
         Some("--version") => println!("monohull-fs {}", env!("CARGO_PKG_VERSION")),
@@ -28,6 +32,16 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Ends the process when any thread panics. Aborting would be another signal than SIGABRT: the first process of a process id
+/// namespace gets none that it does not handle.
+fn exit_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(PANICKED);
+    }));
 }
 
 fn serve(tree: &Path) -> ExitCode {

@@ -3,6 +3,9 @@
 //! `virtiofsd` reads requests from virtqueues. Each thread has a queue of its own, in memory that is shared with nobody,
 //! whose descriptors point into the slots.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +47,8 @@ const IN_HEADER: u32 = 40;
 const OUT_HEADER: u32 = 16;
 const OPERATION: u64 = 4;
 const UNIQUE: u64 = 8;
+/// Operations that have no reply: FORGET, BATCH_FORGET.
+const WITHOUT_REPLY: [u32; 2] = [2, 42];
 /// Flags of a descriptor.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -248,8 +253,13 @@ impl Hand {
     fn answer(&mut self, server: &Server<PassthroughFs>, request: Request) -> Option<u32> {
         let slot = u64::from(request.slot) * u64::from(SLOT_SIZE);
         let reply = slot + u64::from(protocol::reply_offset(request.length));
-        if self.names_are_bad(slot, request.length)? {
-            return self.refuse(slot, reply, request.room);
+        let operation: u32 = self.memory.read_obj(GuestAddress(slot + OPERATION)).ok()?;
+        // `virtiofsd` panics where there is no room for the header of a reply that it wants to send.
+        if request.room < OUT_HEADER && !WITHOUT_REPLY.contains(&operation) {
+            return None;
+        }
+        if self.names_are_bad(operation, slot, request.length)? {
+            return self.refuse(slot, reply);
         }
         self.describe(0, slot, request.length, if request.room > 0 { NEXT } else { 0 })?;
         self.describe(1, reply, request.room, WRITE)?;
@@ -263,8 +273,7 @@ impl Hand {
     }
 
     /// Whether a request names files by what is no name. What the VMM changes after this look is bounded by the jail.
-    fn names_are_bad(&self, slot: u64, length: u32) -> Option<bool> {
-        let operation: u32 = self.memory.read_obj(GuestAddress(slot + OPERATION)).ok()?;
+    fn names_are_bad(&self, operation: u32, slot: u64, length: u32) -> Option<bool> {
         if !names::has_any(operation) {
             return Some(false);
         }
@@ -276,10 +285,7 @@ impl Hand {
     }
 
     /// Answers "invalid argument". Returns the length of the reply.
-    fn refuse(&self, slot: u64, reply: u64, room: u32) -> Option<u32> {
-        if room < OUT_HEADER {
-            return None;
-        }
+    fn refuse(&self, slot: u64, reply: u64) -> Option<u32> {
         let unique: [u8; 8] = self.memory.read_obj(GuestAddress(slot + UNIQUE)).ok()?;
         self.memory.write_obj(OUT_HEADER, GuestAddress(reply)).ok()?;
         self.memory.write_obj(-(nix::errno::Errno::EINVAL as i32), GuestAddress(reply + 4)).ok()?;
@@ -295,5 +301,18 @@ impl Hand {
         self.memory.write_obj(length, at(8)).ok()?;
         self.memory.write_obj(flags, at(12)).ok()?;
         self.memory.write_obj(1_u16, at(14)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn nothing_a_guest_asks_for_harms_the_server(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            super::hostile::run(&bytes);
+        }
     }
 }

@@ -14,8 +14,8 @@ use crate::process::Exit;
 use crate::text;
 
 mod bounded;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
 
 use bounded::Bounded;
 

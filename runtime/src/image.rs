@@ -4,7 +4,10 @@
 //! Everything in an image is hostile input. Every blob is checked against its sha256 digest, and layers are unpacked
 //! so that they cannot write outside the directory they are unpacked into.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
 mod layer;
+mod metered;
 mod store;
 mod tree;
 
@@ -27,6 +30,8 @@ pub use tree::Tree;
 const MAX_DOCUMENT: u64 = 4 << 20;
 /// Most indexes inside one another.
 const MAX_NESTING: u32 = 4;
+/// Most images and indexes in all of an image's indexes: official ones have about twenty.
+const MAX_LISTED: usize = 1024;
 /// The annotation that holds the name an image has in a layout (OCI image spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -220,7 +225,7 @@ impl Image {
             }
             _ => Digesting::new(Box::new(&mut buffered) as Box<dyn Read>),
         };
-        let applied = layer::apply(&mut plain, tree);
+        let applied = layer::apply(&mut plain, tree, stop);
         // A damaged layer most often fails as an archive first; the digest is the better message.
         let drained = plain.drain();
         let diff_id = plain.finish();
@@ -243,9 +248,9 @@ type Parts = (String, Option<String>, Vec<(String, Option<String>)>);
 
 fn from_layout(store: &Store) -> Result<Parts, ImageError> {
     let index: Index = document(store, "index.json", None)?;
-    let mut found = Vec::new();
-    let mut others = Vec::new();
-    collect(store, index, 0, &mut found, &mut others)?;
+    let mut listed = Listed::default();
+    listed.collect(store, index, 0)?;
+    let Listed { found, others, .. } = listed;
     let manifest = match found.as_slice() {
         [only] => only,
         [] if others.is_empty() => {
@@ -272,33 +277,45 @@ fn from_layout(store: &Store) -> Result<Parts, ImageError> {
     Ok((blob_name(&manifest.config.digest)?, Some(manifest.config.digest), layers))
 }
 
-/// Finds the manifests for this machine, each once, in an index and the indexes it lists.
-fn collect(
-    store: &Store,
-    index: Index,
-    nesting: u32,
-    found: &mut Vec<Descriptor>,
-    others: &mut Vec<String>,
-) -> Result<(), ImageError> {
-    if nesting > MAX_NESTING {
-        return Err(ImageError::Unsupported("the image's indexes are nested too deeply".into()));
-    }
-    for descriptor in index.manifests {
-        if let Some(Platform { os, architecture }) = &descriptor.platform
-            && (os, architecture) != (&"linux".to_owned(), &"amd64".to_owned())
-        {
-            others.push(format!("{os}/{architecture}"));
-            continue;
+/// What an index and the indexes it lists have listed.
+#[derive(Default)]
+struct Listed {
+    /// The manifests for this machine, each once.
+    found: Vec<Descriptor>,
+    /// The other machines that there are manifests for.
+    others: Vec<String>,
+    /// How many there are of everything.
+    count: usize,
+}
+
+impl Listed {
+    fn collect(&mut self, store: &Store, index: Index, nesting: u32) -> Result<(), ImageError> {
+        if nesting > MAX_NESTING {
+            return Err(ImageError::Unsupported("the image's indexes are nested too deeply".into()));
         }
-        if descriptor.media_type.ends_with(".index.v1+json")
-            || descriptor.media_type.ends_with(".manifest.list.v2+json")
-        {
-            collect(store, blob(store, &descriptor)?, nesting + 1, found, others)?;
-        } else if found.iter().all(|other| other.digest != descriptor.digest) {
-            found.push(descriptor);
+        // An index costs a few bytes to list, a document to read: those of a few could list each other without end.
+        self.count += index.manifests.len();
+        if self.count > MAX_LISTED {
+            let text = format!("the image's indexes list more than {MAX_LISTED} images");
+            return Err(ImageError::Unsupported(text));
         }
+        for descriptor in index.manifests {
+            if let Some(Platform { os, architecture }) = &descriptor.platform
+                && (os, architecture) != (&"linux".to_owned(), &"amd64".to_owned())
+            {
+                self.others.push(format!("{os}/{architecture}"));
+                continue;
+            }
+            if descriptor.media_type.ends_with(".index.v1+json")
+                || descriptor.media_type.ends_with(".manifest.list.v2+json")
+            {
+                self.collect(store, blob(store, &descriptor)?, nesting + 1)?;
+            } else if self.found.iter().all(|other| other.digest != descriptor.digest) {
+                self.found.push(descriptor);
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn from_saved(store: &Store) -> Result<Parts, ImageError> {

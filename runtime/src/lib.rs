@@ -32,3 +32,17 @@ pub mod text;
 pub mod timeline;
 pub mod vm;
 pub mod vsock;
+
+/// The bodies of fuzz targets for what is private otherwise.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// An agent that answers with anything.
+    pub fn agent(bytes: &[u8]) {
+        crate::agent::hostile::run(bytes);
+    }
+
+    /// A container image with anything in it.
+    pub fn image(bytes: &[u8]) {
+        crate::image::hostile::run(bytes);
+    }
+}

@@ -49,6 +49,8 @@ const FAILED: &str = "failed";
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// After a failure nothing is tried for so long.
 const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
+/// Bytes of the stack of a thread that waits for one process.
+const REAPER_STACK: usize = 32 * 1024;
 /// The least priority there is (nice(2)).
 const LEAST_PRIORITY: i32 = 19;
 /// Length of a key, in hexadecimal digits.
@@ -206,8 +208,13 @@ pub fn make_in_background(settings: &Settings, mut builder: Command) {
     builder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     builder.current_dir("/").process_group(0);
     match builder.spawn() {
-        // Without its priority, it is only a nuisance.
-        Ok(builder) => drop(setpriority_process(Some(Pid::from_child(&builder)), LEAST_PRIORITY)),
+        Ok(mut builder) => {
+            // Without its priority, it is only a nuisance.
+            let _ = setpriority_process(Some(Pid::from_child(&builder)), LEAST_PRIORITY);
+            // Whoever outlives it is not left with a zombie.
+            let reaper = std::thread::Builder::new().stack_size(REAPER_STACK);
+            let _ = reaper.spawn(move || builder.wait());
+        }
         // Whoever starts a pod next tries again.
         Err(error) => tracing::warn!(%error, step = "start the builder of a template"),
     }

@@ -10,13 +10,16 @@ pub(crate) fn untrusted(text: &str, max: usize) -> String {
     short.trim().to_owned()
 }
 
-/// An error with all its causes on one line: "cannot read x: permission denied".
+/// Most characters of one error in a chain: enough for a path and a reason.
+const MAX_ERROR: usize = 1024;
+
+/// An error with all its causes on one line: "cannot read x: permission denied". What an error quotes may be anybody's words.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
+    let mut line = untrusted(&error.to_string(), MAX_ERROR);
     let mut cause = error.source();
     while let Some(error) = cause {
         line.push_str(": ");
-        line.push_str(&error.to_string());
+        line.push_str(&untrusted(&error.to_string(), MAX_ERROR));
         cause = error.source();
     }
     line
@@ -36,5 +39,14 @@ mod tests {
     fn a_chain_names_each_cause_once() {
         let error = crate::settings::SettingsError::Read("/x".into(), std::io::Error::other("gone"));
         assert_eq!(chain(&error), "cannot read /x: gone");
+    }
+
+    #[test]
+    fn a_chain_is_one_line_whatever_its_errors_quote() {
+        let source = std::io::Error::other("x".repeat(10_000));
+        let error = crate::settings::SettingsError::Read("/x\n\u{1b}[31m".into(), source);
+        let line = chain(&error);
+        assert!(line.starts_with("cannot read /x  [31m: xxx"), "{line}");
+        assert!(line.len() < 1100, "{}", line.len());
     }
 }

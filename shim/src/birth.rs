@@ -1,12 +1,12 @@
 //! A process that is born in another cgroup.
 #![allow(unsafe_code)] // clone3(2) has no wrapper.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 /// Of linux/sched.h; libc's has too few bits.
@@ -18,9 +18,11 @@ const NOT_EXECUTED: i32 = 127;
 ///
 /// Fails with ENOSYS before Linux 5.7, and when the cgroup can't be entered; without a cgroup it may work.
 pub(crate) fn spawn_in(command: &mut Command, cgroup: BorrowedFd<'_>) -> io::Result<u32> {
+    // Closed by a successful exec.
+    let (mut told, mut tell) = io::pipe()?;
     // SAFETY: an all-zero clone_args is a valid value of that plain C structure.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = u64::from(libc::CLONE_VFORK.unsigned_abs()) | CLONE_INTO_CGROUP;
+    arguments.flags = CLONE_INTO_CGROUP;
     arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
     arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: pointer and size describe `arguments`, which the call only reads. The child gets a copy of this process's memory,
@@ -28,18 +30,20 @@ pub(crate) fn spawn_in(command: &mut Command, cgroup: BorrowedFd<'_>) -> io::Res
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
     if pid == 0 {
         let _ = command.exec();
+        let _ = tell.write_all(b"!");
         // SAFETY: ends the child without anything of the parent's that `exit` would do.
         unsafe { libc::_exit(NOT_EXECUTED) };
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
+    drop(tell);
     let pid = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
-    // CLONE_VFORK: the child has executed its program by now, or has ended.
-    match waitpid(pid, Some(WaitPidFlag::WNOHANG))? {
-        WaitStatus::StillAlive => Ok(pid.as_raw().unsigned_abs()),
-        _ => Err(io::Error::other("it can't be executed")),
+    if told.read(&mut [0])? == 0 {
+        return Ok(pid.as_raw().unsigned_abs());
     }
+    waitpid(pid, None)?;
+    Err(io::Error::other("it can't be executed"))
 }
 
 #[cfg(test)]

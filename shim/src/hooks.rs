@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::namespaces::{Outside, run_outside};
+use crate::namespaces::{Outside, spawn_outside};
 
 /// How much of a failed hook's complaints goes into the error.
 const COMPLAINT_LIMIT: usize = 2048;
@@ -189,9 +189,7 @@ async fn execute(
         command.env_clear().envs(env.iter().filter_map(|pair| pair.split_once('=')));
     }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    run_outside(&mut command, outside, state.bundle, Vec::new())?;
-    let mut child = command.spawn()?;
-    drop(command);
+    let mut child = spawn_outside(command, outside, state.bundle, Vec::new())?;
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(&serde_json::to_vec(&state)?).await {
             // Not every hook reads its input.

@@ -13,7 +13,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 use crate::io::{IoError, Owner, within_limit};
-use crate::namespaces::run_outside;
+use crate::namespaces::spawn_outside;
 
 /// What such a stdout address begins with.
 pub(crate) const SCHEME: &str = "binary://";
@@ -58,8 +58,7 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    run_outside(&mut command, owner.outside, "/".as_ref(), passed)?;
-    command.spawn()
+    spawn_outside(command, owner.outside, "/".as_ref(), passed)
 }
 
 impl Logger {

@@ -24,6 +24,7 @@ mod namespaces;
 mod options;
 mod pod;
 mod process;
+mod rights;
 mod sandbox;
 mod sandbox_config;
 mod server;

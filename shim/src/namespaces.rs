@@ -1,8 +1,8 @@
 //! The namespaces of the serving process: the pod's network, and a mount namespace of its own.
 //!
-//! The process enters them before it has a second thread, so all that it and the runtime library do to interfaces and
+//! The process enters them before it has threads, so all that it and the runtime library do to interfaces and
 //! mounts stays in there, and `/proc/<shim>/ns/net` is the pod's network for engines and hooks. Hooks and logging
-//! programs belong to the host, and are started back outside.
+//! programs belong to the host: the one thread that there is before stays outside, and starts them.
 #![allow(unsafe_code)] // pre_exec has no safe form, and pidfd_open(2) and close_range(2) no wrapper.
 
 use std::ffi::CString;
@@ -18,6 +18,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime as oci;
+use tokio::process::{Child, Command};
+
+use crate::rights::Starter;
 
 /// The first descriptor that a child gets besides the standard three.
 const FIRST_PASSED: RawFd = 3;
@@ -116,7 +119,7 @@ fn pids_path(pid: u32) -> PathBuf {
 }
 
 /// Enters the pod's network namespace and a new mount namespace, which still learns of the host's mounts but does not
-/// tell it of its own. The process must be single-threaded.
+/// tell it of its own. Only the calling thread does, and those that it starts.
 pub(crate) fn enter(spec: Option<&oci::Spec>) -> Result<(), NamespaceError> {
     match Network::of(spec) {
         Network::Path(path) => join_network(&path)?,
@@ -136,18 +139,18 @@ pub(crate) fn join_network(path: &Path) -> Result<(), NamespaceError> {
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| NamespaceError::Join(path.to_owned(), e))
 }
 
-/// The namespaces of the host, opened before [`enter`].
+/// The host as it was before [`enter`]: its mounts, and a thread that stays there.
 #[derive(Debug)]
 pub(crate) struct Outside {
-    network: OwnedFd,
     mount: Arc<OwnedFd>,
+    starter: Starter,
 }
 
 impl Outside {
-    /// The namespaces that the process is in now.
+    /// The namespaces that the process is in now, with the rights that it has.
     pub(crate) fn open() -> io::Result<Self> {
-        let open = |path| File::open(path).map(OwnedFd::from);
-        Ok(Self { network: open("/proc/self/ns/net")?, mount: open("/proc/self/ns/mnt")?.into() })
+        let mount = OwnedFd::from(File::open("/proc/self/ns/mnt")?);
+        Ok(Self { mount: mount.into(), starter: Starter::new()? })
     }
 
     /// Its mounts.
@@ -156,29 +159,18 @@ impl Outside {
     }
 }
 
-/// Makes `command` run in `outside`, if any, with working directory `dir`, and with `passed` for its descriptors 3, 4, ….
-///
-/// Once spawned, drop the command: it holds the descriptors open until then.
-pub(crate) fn run_outside(
-    command: &mut tokio::process::Command,
+/// Starts `command` in `outside`, if any, with working directory `dir`, and with `passed` for its descriptors 3, 4, ….
+pub(crate) fn spawn_outside(
+    mut command: Command,
     outside: Option<&Outside>,
     dir: &Path,
     passed: Vec<OwnedFd>,
-) -> io::Result<()> {
+) -> io::Result<Child> {
     let dir = CString::new(dir.as_os_str().as_bytes())?;
     // Moved out of the way first, so that placing one cannot overwrite the next.
     let first_free = FIRST_PASSED + RawFd::try_from(passed.len()).map_err(io::Error::other)?;
     let passed = passed.iter().map(|fd| duplicate(fd, first_free)).collect::<io::Result<Vec<_>>>()?;
-    let outside = match outside {
-        Some(outside) => Some((outside.network.try_clone()?, outside.mount.try_clone()?)),
-        None => None,
-    };
     let prepare = move || {
-        if let Some((network, mount)) = &outside {
-            setns(network, CloneFlags::CLONE_NEWNET)?;
-            setns(mount, CloneFlags::CLONE_NEWNS)?;
-        }
-        // Only now: entering a mount namespace resets the working directory.
         // SAFETY: `dir` is a terminated string that lives as long as the closure.
         Errno::result(unsafe { libc::chdir(dir.as_ptr()) })?;
         for (target, fd) in (FIRST_PASSED..).zip(&passed) {
@@ -189,9 +181,12 @@ pub(crate) fn run_outside(
         Ok(())
     };
     // SAFETY: the closure runs in the forked child, where only async-signal-safe functions are allowed: it makes
-    // setns, chdir and dup2 system calls on values made beforehand, and neither allocates nor locks.
+    // chdir and dup2 system calls on values made beforehand, and neither allocates nor locks.
     unsafe { command.pre_exec(prepare) };
-    Ok(())
+    match outside {
+        Some(outside) => outside.starter.spawn(command),
+        None => command.spawn(),
+    }
 }
 
 /// Closes all descriptors but the standard three: what an engine has left open by mistake would stay so for the life of
@@ -263,11 +258,10 @@ mod tests {
         let (mut out, out_child) = pipe().map(|(r, w)| (File::from(r), w)).unwrap();
         let (mut err, err_child) = pipe().map(|(r, w)| (File::from(r), w)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut command = tokio::process::Command::new("/bin/sh");
+        let mut command = Command::new("/bin/sh");
         command.args(["-c", "pwd >&3; echo four >&4"]).stdin(Stdio::null());
-        run_outside(&mut command, None, dir.path(), vec![out_child, err_child]).unwrap();
-        assert!(command.status().await.unwrap().success());
-        drop(command);
+        let mut child = spawn_outside(command, None, dir.path(), vec![out_child, err_child]).unwrap();
+        assert!(child.wait().await.unwrap().success());
 
         let mut text = String::new();
         out.read_to_string(&mut text).unwrap();

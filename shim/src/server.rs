@@ -30,7 +30,7 @@ use crate::events::Publisher;
 use crate::log;
 use crate::namespaces::{self, Outside};
 use crate::pod::{PodInfo, PodTasks};
-use crate::{sandbox, task};
+use crate::{rights, sandbox, task};
 
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
@@ -134,7 +134,7 @@ async fn starter_dies(starter: OwnedFd) {
     std::future::pending::<()>().await;
 }
 
-/// Enters the pod's cgroup and namespaces; returns the cgroup and the namespaces that were left.
+/// Enters the pod's cgroup and namespaces, and gives up rights; returns the cgroup and the namespaces that were left.
 fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
     let bundle = env::current_dir().map_err(|e| format!("cannot find the bundle: {e}"))?;
     let spec = bundle::read_spec(&bundle).map_err(|e| chain(&e))?;
@@ -145,6 +145,7 @@ fn enter_pod(id: &str) -> Result<(Outside, Option<Entered>), String> {
     let cgroup = cgroup.map_err(|e| chain(&e))?;
     let outside = Outside::open().map_err(|e| format!("cannot open the host's namespaces: {e}"))?;
     namespaces::enter(spec.as_ref()).map_err(|e| chain(&e))?;
+    rights::give_up().map_err(|e| format!("cannot give up rights that the pod does not need: {e}"))?;
     Ok((outside, cgroup))
 }
 

@@ -37,13 +37,16 @@ struct Outcome {
     after: f64,
 }
 
+/// A line of the table, and its number of a run.
+type Line = (&'static str, fn(&Outcome) -> f64);
+
 /// Measures and prints. It is the VMM that is looked at: what it gives back the host's kernel may keep for its CPUs for some
 /// seconds, in which that is free and yet not in `MemAvailable`.
 pub(crate) fn to_the_host(report: &mut Report) -> io::Result<()> {
     let engine = Engine::start(Client::Ctr)?;
     let outcomes = (0..PODS).map(|_| once(&engine)).collect::<io::Result<Vec<_>>>()?;
     let mut table = Table::new(&["guest memory that its VMM has", "min", "median", "max"]);
-    let lines: [(&str, fn(&Outcome) -> f64); 4] = [
+    let lines: [Line; 4] = [
         ("MiB that the container takes", |one| one.taken),
         ("MiB of them back 5 s after it has freed them", |one| one.back),
         ("the same in percent", |one| one.back / one.taken * 100.0),

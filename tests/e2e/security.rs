@@ -15,10 +15,19 @@ pub(crate) const CASES: &[Case] = &[
     ("security::a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
     ("security::a_vmms_threads_can_make_few_system_calls", vmm_filters),
     ("security::an_fs_server_has_only_the_rights_over_files", fs_confinement),
+    ("security::a_shim_keeps_few_rights_but_in_the_thread_that_starts_hooks", shim_confinement),
 ];
 
 /// The first number that VMMs run as (`monohull_vmm::api::user_of`).
 const FIRST_USER: u64 = 0x7000_0000;
+/// Limits of a VMM, soft and hard. Guest memory is in no core file.
+const LIMITS: [(&str, &str); 5] = [
+    ("Max core file size", "0"),
+    ("Max processes", "512"),
+    ("Max open files", "4096"),
+    ("Max locked memory", "0"),
+    ("Max msgqueue size", "0"),
+];
 /// The most calls that a thread of a class may be able to make.
 const MOST_CALLS: [(&str, u64); 4] = [("main", 40), ("vcpu", 20), ("io", 26), ("starter", 40)];
 
@@ -62,8 +71,10 @@ fn vmm_confinement(engine: &Engine) {
     assert_eq!(field("Seccomp"), ["2"], "filters, not strict mode");
     assert_eq!(field("NSpid").last(), Some(&"1"), "the first process of its namespace");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_whitespace().nth(4), Some("0"), "guest memory is in no core file");
+    for (name, most) in LIMITS {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("a limit");
+        assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), [most; 2], "{name}");
+    }
     engine.remove(&pod);
 }
 
@@ -102,9 +113,33 @@ fn vmm_filters(_: &Engine) {
 fn fs_confinement(engine: &Engine) {
     let pod = pod(engine);
     let server = confinement(&pod, "fs");
-    assert_eq!(server["namespaces"], serde_json::json!(["ipc", "mnt", "net", "uts"]));
+    assert_eq!(server["namespaces"], serde_json::json!(["ipc", "mnt", "net", "pid", "uts"]));
     assert_eq!(server["capabilities"], 8);
     assert_eq!(server["no_new_privileges"], true);
     assert!(server["seccomp_filters"].as_u64().is_some_and(|filters| filters >= 1), "{server}");
+    engine.remove(&pod);
+}
+
+/// Of some forty rights of root (`shim/src/rights.rs`).
+const RIGHTS_OF_A_SHIM: u64 = 15;
+
+fn shim_confinement(engine: &Engine) {
+    let pod = pod(engine);
+    let shim = confinement(&pod, "owner");
+    assert_eq!(shim["capabilities"], RIGHTS_OF_A_SHIM);
+    assert_eq!(shim["no_new_privileges"], true);
+    let mut keeps_all = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", shim["pid"])).expect("its threads") {
+        let thread = thread.expect("a thread").path();
+        let read = |name: &str| fs::read_to_string(thread.join(name)).expect("of a living thread");
+        let status = read("status");
+        let set =
+            status.lines().find_map(|line| line.strip_prefix("CapBnd:")).expect("its capabilities").trim();
+        let set = u64::from_str_radix(set, 16).expect("a number");
+        if u64::from(set.count_ones()) > RIGHTS_OF_A_SHIM {
+            keeps_all.push(read("comm").trim().to_owned());
+        }
+    }
+    assert_eq!(keeps_all, ["host"]);
     engine.remove(&pod);
 }

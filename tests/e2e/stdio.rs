@@ -1,12 +1,14 @@
 //! Standard streams: logs, attach, terminals, large amounts.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use monohull_tests::engine::{Client, Engine, Run, finish};
+use monohull_tests::engine::{Client, Engine, Run, finish, in_container};
 
 use crate::Case;
 use crate::containers::id;
+use crate::volumes::volume;
 
 pub(crate) const CASES: &[Case] = &[
     ("stdout_and_stderr_are_told_apart", two_streams),
@@ -17,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_terminal_takes_input", terminal_input),
     ("the_end_of_a_terminals_long_output_is_not_lost", long_terminal),
     ("output_is_seen_while_the_container_runs", live_output),
+    ("a_process_that_keeps_its_pipe_locked_holds_up_nobody_else", held),
     ("logs_hold_what_a_detached_container_wrote", logs),
 ];
 
@@ -77,14 +80,32 @@ fn live_output(engine: &Engine) {
     let run = Run::sh(&name, "while :; do echo tick; sleep 0.2; done");
     let mut client =
         engine.run_command(&run).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the client");
-    assert!(reads_tick(client.stdout.take()));
+    assert!(reads(client.stdout.take(), "tick"));
     assert_eq!(engine.kill(&name, "SIGKILL").code(), 0);
     client.wait().expect("the client ends with its container");
 }
 
-fn reads_tick(stdout: Option<std::process::ChildStdout>) -> bool {
-    use std::io::{BufRead, BufReader};
-    BufReader::new(stdout.expect("a pipe")).lines().map_while(Result::ok).any(|line| line == "tick")
+fn held(engine: &Engine) {
+    let name = id("held");
+    let mut run = Run::new(&name, &["/bin/in-container", "hold"]);
+    run.stdin = true;
+    run.extra = volume(engine, Path::new(&in_container()), "/bin/in-container", true).into();
+    let mut client = engine.run_command(&run);
+    let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the client");
+    let mut input = client.stdin.take().expect("a pipe");
+    input.write_all(b"one\n").expect("written");
+    assert!(reads(client.stdout.take(), "held"));
+    // It can't be taken: the agent has to write to the pipe, and will wait for the lock.
+    input.write_all(b"two\n").expect("written");
+    for _ in 0..2 {
+        assert_eq!(engine.exec(&name, &["echo", "answered"]).text(), "answered\n", "{}", engine.log());
+    }
+    assert_eq!(engine.kill(&name, "SIGKILL").code(), 0);
+    client.wait().expect("the client ends with its container");
+}
+
+fn reads(stdout: Option<std::process::ChildStdout>, word: &str) -> bool {
+    BufReader::new(stdout.expect("a pipe")).lines().map_while(Result::ok).any(|line| line == word)
 }
 
 fn logs(engine: &Engine) {

@@ -1,5 +1,8 @@
 //! Builds the VM that a configuration asks for.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -356,5 +359,12 @@ mod tests {
         let outbox = Outbox::new(Arc::new(Channel::new(null())));
         let error = build(&config, vec![null(), null()], &outbox, &mut Marks::new()).unwrap_err();
         assert!(error.to_string().contains("not an open /dev/kvm"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_an_owner_sends_first_harms_the_vmm(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            hostile::run(&bytes);
+        }
     }
 }

@@ -136,7 +136,7 @@ fn spawn(binary: &Path, socket: &Channel) -> io::Result<Child> {
 }
 
 /// Calls `spawn`, whose child is the first process of a new process id namespace. This thread's other children are not.
-fn with_own_process_ids<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub fn with_own_process_ids<T>(spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     // Not our own namespace's: this process may itself make its children in another.
     let before = File::open("/proc/thread-self/ns/pid_for_children")?;
     unshare(CloneFlags::CLONE_NEWPID)?;

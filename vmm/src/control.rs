@@ -1,6 +1,9 @@
 //! The control socket: requests in, replies and events out.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
+
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fs::File;

@@ -1,5 +1,8 @@
 //! One end of the socket between a pod's owner and its VMM: messages of [`crate::api`] with their descriptors.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,7 +108,8 @@ impl Channel {
             })
             .flatten()
             .collect();
-        if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        // The buffer's alignment leaves room for one more than was asked for.
+        if fds.len() > MAX_FDS || message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(IpcError::TooLarge);
         }
         let Some(data) = data.get(..message.bytes).filter(|data| !data.is_empty()) else { return Ok(None) };
@@ -130,6 +134,18 @@ impl From<Channel> for OwnedFd {
 mod tests {
     use super::*;
     use crate::api::{Action, Request};
+
+    #[test]
+    fn one_descriptor_too_many_is_refused() {
+        let (one, other) = Channel::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for (count, fits) in [(MAX_FDS, true), (MAX_FDS + 1, false), (MAX_FDS + 2, false)] {
+            assert!(hostile::send(&one, br#"{"id":7,"action":"stop"}"#, &vec![file.as_fd(); count]));
+            let received = other.receive::<Request>();
+            assert_eq!(received.is_ok(), fits, "{count}: {received:?}");
+            assert!(fits || matches!(received, Err(IpcError::TooLarge)));
+        }
+    }
 
     #[test]
     fn a_message_arrives_with_its_descriptors() {

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use rustix::thread::{
@@ -24,8 +24,18 @@ use rustix::thread::{
     set_keep_capabilities,
 };
 
-/// Threads of a VMM: one for each CPU, the main one, and a few for devices.
-const MAX_THREADS: u64 = 512;
+/// What is used up by numbers, and the most that a VMM needs of it.
+const LIMITS: [(Resource, u64); 5] = [
+    // Guest memory is in no core file.
+    (Resource::RLIMIT_CORE, 0),
+    // Threads: one for each CPU, the main one, and a few for devices. The user number is nobody else's.
+    (Resource::RLIMIT_NPROC, 512),
+    // Of the VM, its CPUs and devices some hundreds, 255 extents, and two for each of 1024 connections of its guest, of which the
+    // owner has taken one soon.
+    (Resource::RLIMIT_NOFILE, 4096),
+    (Resource::RLIMIT_MEMLOCK, 0),
+    (Resource::RLIMIT_MSGQUEUE, 0),
+];
 
 /// The VMM can't be confined.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +58,11 @@ pub(crate) fn enter(user: u32) -> Result<RulesetStatus, JailError> {
     if user == 0 {
         return Err(failed("its user is root")(io::Error::from(Errno::EINVAL)));
     }
-    limit(Resource::RLIMIT_CORE, 0)?;
-    limit(Resource::RLIMIT_NPROC, MAX_THREADS)?;
+    for (resource, most) in LIMITS {
+        let (_, hard) = getrlimit(resource).map_err(failed("read its limits"))?;
+        let most = most.min(hard);
+        setrlimit(resource, most, most).map_err(failed("limit its resources"))?;
+    }
     // As root, so that they are the host's, and not of the user namespace that comes last.
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -64,10 +77,6 @@ pub(crate) fn enter(user: u32) -> Result<RulesetStatus, JailError> {
     // Changing the user has undone it. The owner may have gone meanwhile; then the control socket says so.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("tie itself to its owner"))?;
     deny_everything()
-}
-
-fn limit(resource: Resource, value: u64) -> Result<(), JailError> {
-    setrlimit(resource, value, value).map_err(failed("limit its resources"))
 }
 
 /// Makes an empty, read-only file system the root, and lets go of the host's.

@@ -43,6 +43,8 @@ fn main() -> ExitCode {
         Some(_) => return usage(),
     }
     let Some(socket) = control_socket() else { return usage() };
+    #[cfg(debug_assertions)]
+    leave_out();
     match monohull_vmm::run(socket, marks) {
         Some(ExitReason::Stopped | ExitReason::GuestShutdown) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -64,6 +66,20 @@ fn exit_on_panic() {
 fn share_heap() {
     // SAFETY: it sets a number of malloc's, while there is one thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Does without a rule of its filters when it is called `without-RULE-CLASS`, which a test does
+/// (`vmm/tests/filters`). Fewer calls are all that a name can bring about, and that only in a program which is built for tests.
+#[cfg(debug_assertions)]
+fn leave_out() {
+    let path = std::env::args().next().unwrap_or_default();
+    let Some(name) = path.rsplit('/').next().and_then(|name| name.strip_prefix("without-")) else { return };
+    let left_out =
+        name.split_once('-').and_then(|(rule, class)| monohull_vmm::leave_out(rule.parse().ok()?, class));
+    if left_out.is_none() {
+        eprintln!("there is no rule {name}");
+        std::process::exit(2);
+    }
 }
 
 fn usage() -> ExitCode {

@@ -50,6 +50,12 @@ impl Starter {
         Ok(Self { orders })
     }
 
+    /// One that starts nothing.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn nobody() -> Self {
+        Self { orders: channel().0 }
+    }
+
     /// Starts a thread of `class` that calls `run`, with `stack` bytes.
     pub(crate) fn start<T: Send + 'static>(
         &self,

@@ -32,6 +32,7 @@ pub(crate) const CREATE: u32 = 35;
 pub(crate) const BATCH_FORGET: u32 = 42;
 pub(crate) const INIT: u32 = 26;
 pub(crate) const OPENDIR: u32 = 27;
+pub(crate) const READDIR: u32 = 28;
 pub(crate) const READDIRPLUS: u32 = 44;
 
 pub(crate) const ROOT: u64 = 1;

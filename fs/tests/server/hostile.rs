@@ -9,8 +9,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::client::{
     Answer, BATCH_FORGET, CREATE, Client, FORGET, GETATTR, GETXATTR, LINK, LOOKUP, MKDIR, MKNOD, OPEN,
-    OPENDIR, READ, READ_WRITE, READDIRPLUS, REMOVEXATTR, RENAME, RMDIR, ROOT, SETXATTR, SYMLINK, UNLINK,
-    WRITE, string, with_server,
+    OPENDIR, READ, READ_WRITE, READDIR, READDIRPLUS, REMOVEXATTR, RENAME, RMDIR, ROOT, SETXATTR, SYMLINK,
+    UNLINK, WRITE, string, with_server,
 };
 
 /// Names that no file of a directory has, as they are sent: the zero that ends them is part of it.
@@ -219,5 +219,28 @@ fn every_operation_with_nothing_or_with_noise_is_borne() {
             }
         }
         assert_eq!(client.ask(9999, ROOT, &[], 64), Err(38), "and the server goes on");
+    });
+}
+
+/// Once each of these ended the server.
+#[test]
+fn a_request_without_room_for_its_reply_gets_none() {
+    with_server(|client| {
+        let rw = client.walk("rw").unwrap();
+        fs::write(client.data("file"), "x").unwrap();
+        let file = client.lookup(rw, "file").unwrap().0;
+        let handle = client.open(file, READ_WRITE).unwrap();
+        let listing =
+            u64::from_le_bytes(client.ask(OPENDIR, rw, &[0; 8], 16).unwrap()[..8].try_into().unwrap());
+        for (operation, node, handle) in
+            [(READ, file, handle), (READDIR, rw, listing), (READDIRPLUS, rw, listing)]
+        {
+            for room in [0, 1, 15] {
+                let mut request = [80_u32, operation].map(u32::to_le_bytes).concat();
+                request.extend([77, node, 0, 0, handle, 0, 0, 0, 0].map(u64::to_le_bytes).concat());
+                assert_eq!(client.relay(&request, room), Err(0), "{operation} {room}");
+            }
+        }
+        assert!(client.walk("rw/file").is_ok(), "and the server goes on");
     });
 }

@@ -1,11 +1,16 @@
-//! Agents that answer with anything but what they should.
+//! Agents that answer with anything but what they should; and one that says whatever a string of bytes does, the common body
+//! of a property test and a fuzz target.
 
-use protobuf::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)] // A mistake of the test itself should stop it.
+
+#[cfg(test)]
+mod tests;
+
+use monohull_vmm::virtio::hostile::Input;
+use protobuf::{EnumOrUnknown, Message};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
-use ttrpc::proto::{
-    MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, MessageHeader, Response, Status,
-};
+use ttrpc::proto::{MESSAGE_TYPE_RESPONSE, MessageHeader, Response, Status};
 
 use super::*;
 
@@ -19,159 +24,161 @@ impl Guest {
         (Self(theirs), Agent::new(ours))
     }
 
-    /// Takes a request; the number of its stream.
-    async fn asked(&mut self) -> u32 {
-        let mut header = [0; 10];
-        self.0.read_exact(&mut header).await.unwrap();
-        let header = MessageHeader::from(header);
-        let mut request = vec![0; header.length as usize];
-        self.0.read_exact(&mut request).await.unwrap();
-        header.stream_id
-    }
-
     async fn send(&mut self, stream_id: u32, type_: u8, payload: &[u8]) {
         let length = payload.len() as u32;
         let header = Vec::from(MessageHeader { length, stream_id, type_, flags: 0 });
         // A client that was told too much has gone.
         let _ = self.0.write_all(&[&header, payload].concat()).await;
     }
-
-    async fn answer(&mut self, stream: u32, message: &impl Message) {
-        let payload = message.write_to_bytes().unwrap();
-        let response = Response { payload, ..Default::default() };
-        self.send(stream, MESSAGE_TYPE_RESPONSE, &response.write_to_bytes().unwrap()).await;
-    }
 }
 
-/// What comes of a call to whose request `act` answers.
-async fn outcome(act: impl AsyncFnOnce(&mut Guest, u32)) -> Result<u32, AgentError> {
-    let (mut guest, agent) = Guest::new();
-    let call = async { agent.create_container(&proto::CreateContainerRequest::new()).await };
-    let act = async {
-        let stream = guest.asked().await;
-        act(&mut guest, stream).await;
-        guest
-    };
-    tokio::join!(call, act).0
+/// Plays an agent that answers each of the client's calls with what `bytes` say, in good form or not. What the client returns
+/// must be possible, and an error one line.
+pub(crate) fn run(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.unwrap().block_on(async {
+        let (guest, agent) = Guest::new();
+        tokio::join!(calls(agent), guest.speak(Input::new(bytes)));
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_answer_of_another_kind_or_none_at_all_is_an_error() {
-    let processes =
-        proto::ListProcessesResponse { processes: vec![Default::default()], ..Default::default() };
-    for payload in [&[][..], b"\xff\xff\xff\xff", &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f], &[7; 4096]] {
-        let error = outcome(async |guest, stream| guest.send(stream, MESSAGE_TYPE_RESPONSE, payload).await);
-        let error = error.await.unwrap_err();
-        assert!(
-            matches!(error, AgentError::Lost(..) | AgentError::Nonsense { .. }),
-            "{payload:?}: {error:?}"
-        );
-    }
-    let error = outcome(async |guest, stream| guest.answer(stream, &processes).await).await.unwrap_err();
-    assert!(matches!(error, AgentError::Nonsense { .. } | AgentError::Lost(..)), "{error:?}");
-    for type_ in [MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_DATA, 0, 0xff] {
-        let error =
-            outcome(async |guest, stream| guest.send(stream, type_, &[0xff]).await).await.unwrap_err();
-        assert!(matches!(error, AgentError::Timeout(_) | AgentError::Lost(..)), "{type_}: {error:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_answer_to_what_was_not_asked_is_none() {
-    for stream in [0, 2, 3, u32::MAX] {
-        let answer = async |guest: &mut Guest, _| {
-            let pid = proto::CreateProcessResponse { pid: 7, ..Default::default() };
-            guest.answer(stream, &pid).await;
-        };
-        let error = outcome(answer).await.unwrap_err();
-        assert!(matches!(error, AgentError::Timeout("CreateContainer")), "{error:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_message_longer_than_any_answer_is_not_received() {
-    let lengths = [bounded::MAX_MESSAGE + 1, 4 << 20, u32::MAX];
-    for length in lengths {
-        let began = Instant::now();
-        let announce = async |guest: &mut Guest, stream_id| {
-            let header = MessageHeader { length, stream_id, type_: MESSAGE_TYPE_RESPONSE, flags: 0 };
-            guest.0.write_all(&Vec::from(header)).await.unwrap();
-        };
-        let error = outcome(announce).await.unwrap_err();
-        assert!(matches!(error, AgentError::Lost(..)), "{error:?}");
-        assert!(began.elapsed() < DEADLINE, "its end is not waited for");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refusal_without_end_is_cut() {
-    let refuse = async |guest: &mut Guest, stream| {
-        let status =
-            Status { code: Code::INTERNAL.into(), message: "\x1b[2J".repeat(100_000), ..Default::default() };
-        let response = Response { status: MessageField::some(status), ..Default::default() };
-        guest.send(stream, MESSAGE_TYPE_RESPONSE, &response.write_to_bytes().unwrap()).await;
-    };
-    let error = outcome(refuse).await.unwrap_err().to_string();
-    assert!(error.chars().count() <= MAX_MESSAGE + 1 && !error.contains('\x1b'), "{}", error.len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_connection_that_is_closed_midway_is_lost() {
-    for bytes in [&[][..], &[0, 0], &[0, 0, 1, 0, 0, 0, 0, 1, 2, 0, 7]] {
-        let (mut guest, agent) = Guest::new();
-        let act = async {
-            guest.asked().await;
-            guest.0.write_all(bytes).await.unwrap();
-            drop(guest);
-        };
-        let (result, ()) = tokio::join!(agent.start("c1"), act);
-        assert!(matches!(result, Err(AgentError::Lost("Start", _))), "{result:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn answers_reach_their_calls_in_any_order_and_a_late_one_reaches_none() {
-    let (mut guest, agent) = Guest::new();
-    let request = proto::CreateContainerRequest::new();
-    let late = agent.create_container(&request);
-    assert!(matches!(late.await, Err(AgentError::Timeout(_))));
-    let late = guest.asked().await;
-    let act = async {
-        let streams = [guest.asked().await, guest.asked().await];
-        for (stream, pid) in [(late, 1), (streams[1], 3), (late, 1), (streams[0], 2)] {
-            guest.answer(stream, &proto::CreateProcessResponse { pid, ..Default::default() }).await;
+/// Makes one call of each kind, and checks what comes of it.
+async fn calls(agent: Agent) {
+    let agent = &agent;
+    let create_sandbox = async {
+        let request = proto::CreateSandboxRequest::new();
+        if let Some(sandbox) = checked(agent.create_sandbox(&request).await) {
+            assert!(sandbox.kernel_release.chars().count() <= 65 && !has_control(&sandbox.kernel_release));
         }
     };
-    let (first, second, ()) =
-        tokio::join!(agent.create_container(&request), agent.create_container(&request), act);
-    assert_eq!((first.unwrap(), second.unwrap()), (2, 3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_that_reads_nothing_holds_no_call_beyond_its_deadline() {
-    let (_guest, agent) = Guest::new();
-    let began = Instant::now();
-    let update = async |_: usize| agent.update("c1", vec![0; 64 << 10]).await;
-    let calls = futures_util::future::join_all((0..300).map(update)).await;
-    for call in calls {
-        // A request that is given up halfway takes the connection with it.
-        assert!(
-            matches!(call, Err(AgentError::Timeout("Update") | AgentError::Lost("Update", _))),
-            "{call:?}"
-        );
-    }
-    assert!(began.elapsed() < DEADLINE + Duration::from_secs(1));
-}
-
-/// Metrics and processes that are many are refused, however few bytes they take.
-#[tokio::test(start_paused = true)]
-async fn a_list_of_empty_entries_is_nonsense() {
-    let (mut guest, agent) = Guest::new();
-    let act = async {
-        let stream = guest.asked().await;
-        let response = Response { payload: [0x0a, 0].repeat(400_000), ..Default::default() };
-        guest.send(stream, MESSAGE_TYPE_RESPONSE, &response.write_to_bytes().unwrap()).await;
+    let create = async {
+        let pid = checked(agent.create_container(&proto::CreateContainerRequest::new()).await);
+        assert!(pid.is_none_or(|pid| (1..=MAX_PID).contains(&pid)), "{pid:?}");
     };
-    let (processes, ()) = tokio::join!(agent.processes("c1"), act);
-    assert!(matches!(processes, Err(AgentError::Nonsense { field: "pid", .. })), "{processes:?}");
+    let exec = async {
+        let pid = checked(agent.exec(&proto::ExecRequest::new()).await);
+        assert!(pid.is_none_or(|pid| (1..=MAX_PID).contains(&pid)), "{pid:?}");
+    };
+    let wait = async {
+        let since = SystemTime::now();
+        let key = ProcessKey { container: "c".into(), exec: String::new() };
+        if let Some(exit) = checked(agent.wait(&key, since).await) {
+            assert!(exit.code <= 255 && exit.at >= since && exit.at <= SystemTime::now(), "{exit:?}");
+        }
+    };
+    let processes = async {
+        for (pid, exec) in checked(agent.processes("c").await).unwrap_or_default() {
+            assert!(
+                (1..=MAX_PID).contains(&pid) && exec.len() <= 76 && !has_control(&exec),
+                "{pid} {exec:?}"
+            );
+        }
+    };
+    let stats = async {
+        let metrics = checked(agent.stats("c").await).unwrap_or_default();
+        assert!(metrics.write_to_bytes().unwrap().len() as u64 <= MAX_METRICS);
+    };
+    let wait_oom = async {
+        let kills = checked(agent.wait_oom("c", 3).await);
+        assert!(kills.is_none_or(|kills| kills > 3), "{kills:?}");
+    };
+    let others = async {
+        checked(agent.start("c").await);
+        checked(agent.prepare_template().await);
+    };
+    let bounded = async {
+        let began = Instant::now();
+        tokio::join!(create_sandbox, create, exec, processes, stats, others);
+        assert!(began.elapsed() <= DEADLINE * 2 + Duration::from_secs(1), "a call outlives its deadline");
+    };
+    tokio::join!(bounded, wait, wait_oom);
+}
+
+/// What a call returns, if that is no error; an error is one line, and not a long one.
+fn checked<T>(result: Result<T, AgentError>) -> Option<T> {
+    let error = match result {
+        Ok(value) => return Some(value),
+        Err(error) => text::chain(&error),
+    };
+    assert!(error.len() <= 8 * MAX_MESSAGE && !has_control(&error), "{error:?}");
+    None
+}
+
+fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+impl Guest {
+    /// Says what `input` decides, then nothing for a while, and closes the connection.
+    async fn speak(mut self, mut input: Input<'_>) {
+        while !input.is_empty() {
+            // The client's streams have odd numbers.
+            let stream = if input.u8() < 240 { u32::from(input.u8() % 12) * 2 + 1 } else { input.u32() };
+            let payload = payload(&mut input);
+            match input.u8() % 16 {
+                0 => {
+                    let bytes = input.take::<16>();
+                    let _ = self.0.write_all(&bytes).await;
+                }
+                1 => self.send(stream, input.u8(), &payload).await,
+                2 => self.send(stream, MESSAGE_TYPE_RESPONSE, &payload).await,
+                3 | 4 => {
+                    let message = String::from_utf8_lossy(&payload).into_owned();
+                    let status = Status {
+                        code: EnumOrUnknown::from_i32((input.u8() % 20).into()),
+                        message,
+                        ..Default::default()
+                    };
+                    let response = Response { status: MessageField::some(status), ..Default::default() };
+                    self.send(stream, MESSAGE_TYPE_RESPONSE, &response.write_to_bytes().unwrap()).await;
+                }
+                _ => {
+                    let response = Response { payload, ..Default::default() };
+                    self.send(stream, MESSAGE_TYPE_RESPONSE, &response.write_to_bytes().unwrap()).await;
+                }
+            }
+            if input.u8() < 16 {
+                tokio::time::sleep(Duration::from_secs(input.u8().into()) / 4).await;
+            }
+        }
+        tokio::time::sleep(DEADLINE / 2).await;
+    }
+}
+
+/// An answer: of the fields and kinds that answers have, or any bytes, once or many times.
+fn payload(input: &mut Input<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match input.u8() % 8 {
+        0 => bytes.extend(input.take::<8>()),
+        1 => {
+            // Seldom longer than any answer may be.
+            let times = if input.u8() < 250 { input.u8().into() } else { usize::from(input.u16()) * 8 };
+            return input.take::<4>().repeat(times);
+        }
+        _ => {
+            for _ in 0..1 + input.u8() % 3 {
+                field(input, &mut bytes);
+            }
+        }
+    }
+    bytes
+}
+
+/// A field with a number or with a few bytes (Protocol Buffers, "Encoding").
+fn field(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
+    let number = 1 + input.u8() % 6;
+    if input.u8().is_multiple_of(2) {
+        bytes.push(number << 3);
+        let mut value = [u64::from(input.u8()), input.u64()][usize::from(input.u8().is_multiple_of(4))];
+        while value >= 0x80 {
+            bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+    } else {
+        let text = input.take::<6>();
+        let times = 1 + input.u8() / 16;
+        bytes.extend([number << 3 | 2, times * 6]);
+        bytes.extend(text.repeat(times.into()));
+    }
 }

@@ -6,15 +6,17 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
 
+use super::metered::{self, Metered};
 use super::tree::Tree;
 
 /// Begins the name of a whiteout: the rest names what the layers below have and this image has not.
@@ -27,6 +29,13 @@ const AUFS: &[u8] = b".wh..wh.";
 const PAX_XATTR: &str = "SCHILY.xattr.";
 /// Most directories below one another that a layer may remove; a deeper tree is an attack on the stack.
 const MAX_DEPTH: u32 = 1024;
+/// Most bytes of a sparse file's holes, which take no room in a layer.
+const MAX_HOLES: u64 = 1 << 30;
+/// How much of a file is copied at a time.
+const PIECE: usize = 64 << 10;
+
+/// An entry of a layer.
+type LayerEntry<'a, 'b> = Entry<'a, Metered<&'b mut dyn Read>>;
 
 /// Why a layer can't be applied.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +52,14 @@ pub enum LayerError {
     Write(PathBuf, #[source] io::Error),
 }
 
-/// Applies the layer that `stream` yields, up to the archive's end mark.
-pub(super) fn apply(stream: &mut dyn Read, tree: &Tree) -> Result<(), LayerError> {
-    let mut archive = tar::Archive::new(stream);
-    let mut layer = Layer { tree, own: Own::default(), directories: Vec::new() };
-    for entry in archive.entries().map_err(LayerError::Archive)? {
-        layer.entry(&mut entry.map_err(LayerError::Archive)?)?;
+/// Applies the layer that `stream` yields, up to the archive's end mark. Setting `stop` makes it fail soon, also where it does
+/// not read.
+pub(super) fn apply(stream: &mut dyn Read, tree: &Tree, stop: &AtomicBool) -> Result<(), LayerError> {
+    let (mut archive, mut walk) = metered::archive(stream);
+    let mut layer = Layer { tree, stop, own: Own::default(), directories: Vec::new() };
+    let mut entries = archive.entries().map_err(LayerError::Archive)?;
+    while let Some(mut entry) = walk.next(&mut entries).map_err(LayerError::Archive)? {
+        layer.entry(&mut entry)?;
     }
     layer.finish()
 }
@@ -72,13 +83,14 @@ impl Own {
 
 struct Layer<'a> {
     tree: &'a Tree,
+    stop: &'a AtomicBool,
     own: Own,
     /// Directories whose modification time is set at the end, when nothing changes them any more.
     directories: Vec<(PathBuf, Timestamps)>,
 }
 
 impl Layer<'_> {
-    fn entry(&mut self, entry: &mut Entry<'_, &mut dyn Read>) -> Result<(), LayerError> {
+    fn entry(&mut self, entry: &mut LayerEntry<'_, '_>) -> Result<(), LayerError> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
             return Ok(());
@@ -111,13 +123,17 @@ impl Layer<'_> {
             EntryType::Link | EntryType::Symlink | EntryType::Char | EntryType::Block | EntryType::Fifo => (),
             _ => return Err(LayerError::Refused(path, "an entry of an unknown type")),
         }
+        let stored = entry.header().entry_size().map_err(LayerError::Archive)?;
+        if kind == EntryType::GNUSparse && entry.size().saturating_sub(stored) > MAX_HOLES {
+            return Err(LayerError::Refused(path, "a sparse file with more than 1 GiB of holes"));
+        }
         let target =
             if kind == EntryType::Link { inside(attributes.link.as_bytes())? } else { PathBuf::new() };
         self.create(entry, &path, &attributes, &target).map_err(|e| LayerError::Write(path, e))
     }
 
     /// The entry of the top directory itself.
-    fn root(&mut self, entry: &mut Entry<'_, &mut dyn Read>) -> Result<(), LayerError> {
+    fn root(&mut self, entry: &mut LayerEntry<'_, '_>) -> Result<(), LayerError> {
         if entry.header().entry_type() != EntryType::Directory {
             return Err(LayerError::Refused(PathBuf::from("/"), "the top must be a directory"));
         }
@@ -130,7 +146,7 @@ impl Layer<'_> {
 
     fn create(
         &mut self,
-        entry: &mut Entry<'_, &mut dyn Read>,
+        entry: &mut LayerEntry<'_, '_>,
         path: &Path,
         attributes: &Attributes,
         target: &Path,
@@ -173,9 +189,48 @@ impl Layer<'_> {
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 attributes.make_node(parent, name, kind)?;
             }
-            _ => make_file(parent, name, entry, attributes)?,
+            _ => self.make_file(parent, name, entry, attributes)?,
         }
         self.own.add(parent, name)
+    }
+
+    fn make_file(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        entry: &mut LayerEntry<'_, '_>,
+        attributes: &Attributes,
+    ) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
+        if entry.header().entry_type() == EntryType::GNUSparse {
+            self.copy_sparse(entry, &mut file)?;
+        } else {
+            io::copy(entry, &mut file)?;
+        }
+        attributes.set(file.as_fd())?;
+        Ok(rustix::fs::futimens(&file, &attributes.times())?)
+    }
+
+    /// Copies a file and leaves holes where it has nothing but zeroes.
+    fn copy_sparse(&self, contents: &mut impl Read, file: &mut File) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        let mut length = 0;
+        // Reading holes does not read the layer, which would see to it.
+        while !self.stop.load(Ordering::Relaxed) {
+            let count = contents.read(&mut piece)?;
+            if count == 0 {
+                return file.set_len(length);
+            }
+            length += count as u64;
+            let read = piece.get(..count).unwrap_or_default();
+            if read.iter().all(|byte| *byte == 0) {
+                file.seek(SeekFrom::Start(length))?;
+            } else {
+                file.write_all(read)?;
+            }
+        }
+        Err(io::Error::other("stopped on request"))
     }
 
     /// An opaque marker: what the layers below have in `directory` is gone.
@@ -219,7 +274,7 @@ struct Attributes {
 }
 
 impl Attributes {
-    fn of(entry: &mut Entry<'_, &mut dyn Read>, path: &Path) -> Result<Self, LayerError> {
+    fn of(entry: &mut LayerEntry<'_, '_>, path: &Path) -> Result<Self, LayerError> {
         let xattrs = xattrs(entry).map_err(LayerError::Archive)?;
         let link = entry.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
         let header = entry.header();
@@ -288,7 +343,7 @@ impl Attributes {
 }
 
 /// File capabilities and user attributes. Others (SELinux labels, overlayfs's own) mean nothing in the guest.
-fn xattrs(entry: &mut Entry<'_, &mut dyn Read>) -> io::Result<Vec<(String, Vec<u8>)>> {
+fn xattrs(entry: &mut LayerEntry<'_, '_>) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut xattrs = Vec::new();
     for record in entry.pax_extensions()?.into_iter().flatten() {
         let record = record?;
@@ -314,19 +369,6 @@ fn inside(name: &[u8]) -> Result<PathBuf, LayerError> {
         }
     }
     Ok(path)
-}
-
-fn make_file(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    contents: &mut dyn Read,
-    attributes: &Attributes,
-) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
-    io::copy(contents, &mut file)?;
-    attributes.set(file.as_fd())?;
-    Ok(rustix::fs::futimens(&file, &attributes.times())?)
 }
 
 fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<rustix::fd::OwnedFd> {

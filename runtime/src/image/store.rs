@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::OFlags;
 use tar::EntryType;
 
-use super::ImageError;
+use super::{ImageError, metered};
 
 /// Most links in a row between members of an archive; `docker save` wrote one for a layer that occurs twice.
 const MAX_LINKS: u32 = 4;
@@ -109,8 +109,9 @@ fn is_gzip(file: &File) -> io::Result<bool> {
 
 fn index(file: &File) -> io::Result<HashMap<PathBuf, Member>> {
     let mut members = HashMap::new();
-    for entry in tar::Archive::new(file).entries_with_seek()? {
-        let entry = entry?;
+    let (mut archive, mut walk) = metered::archive(file);
+    let mut entries = archive.entries_with_seek()?;
+    while let Some(entry) = walk.next(&mut entries)? {
         let name = clean(&entry.path()?);
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous => {

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod bounds;
+
 /// Nobody stops these tests.
 static GO: AtomicBool = AtomicBool::new(false);
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use monohull_fs_protocol::PRIVATE;
+use monohull_vmm::client::with_own_process_ids;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::CWD;
@@ -41,7 +42,8 @@ impl Tree {
         isolate(&path).map_err(ShareError::set_up("make a mount namespace"))?;
         let mut command = Command::new(program);
         command.arg(&path).env_clear().current_dir("/").stdin(channel).stdout(memory);
-        let child = command.spawn().map_err(|error| ShareError::Start(program.to_owned(), error))?;
+        let child = with_own_process_ids(|| command.spawn());
+        let child = child.map_err(|error| ShareError::Start(program.to_owned(), error))?;
         Ok((Self { path, host_mounts, next: 0 }, child))
     }
 

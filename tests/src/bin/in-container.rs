@@ -10,6 +10,8 @@
 //!                                 keeps them until input ends
 //!     in-container files DIR N    makes N files of 4 KiB, lists them with their sizes, asks for each, reads them, removes them;
 //!                                 prints how many milliseconds each of these took
+//!     in-container hold           waits for input, splices it to a socket that nobody reads, prints "held" and sleeps: the kernel
+//!                                 keeps the input's pipe locked all the while
 //!     in-container use MIB        prints "ready"; uses so much memory after a line of input, prints "used"; frees it after another,
 //!                                 prints "freed"; ends when input ends
 //!     in-container unique         prints what no two machines may have in common, a name and a value on each line
@@ -18,22 +20,26 @@ use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, SpliceFFlags, fcntl, splice};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use nix::unistd::gettid;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["unique"] => unique(),
+        ["hold"] => hold_input(),
         ["use", mib] => use_memory(mib.parse().map_err(io::Error::other)?),
         ["watch", ref paths @ ..] if !paths.is_empty() => watch(paths),
         ["connect", path] => connect(path),
@@ -48,9 +54,33 @@ fn main() -> io::Result<()> {
             Ok(())
         }
         _ => Err(io::Error::other(
-            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | lock PATH \
+            "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | hold | lock PATH \
              | files DIR N | use MIB | unique",
         )),
+    }
+}
+
+fn hold_input() -> io::Result<()> {
+    let (socket, _peer) = UnixStream::pair()?;
+    socket.set_nonblocking(true)?;
+    while (&socket).write(&[0; 4096]).is_ok() {}
+    socket.set_nonblocking(false)?;
+    let stdin = io::stdin();
+    let mut input = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    poll(&mut input, PollTimeout::NONE)?;
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = tell.send(gettid());
+        splice(io::stdin(), None, socket, None, 4096, SpliceFFlags::empty())
+    });
+    let state = format!("/proc/self/task/{}/syscall", told.recv().map_err(io::Error::other)?);
+    // A thread that runs has no number there.
+    while !fs::read_to_string(&state)?.starts_with(&format!("{} ", libc::SYS_splice)) {
+        thread::yield_now();
+    }
+    println!("held");
+    loop {
+        thread::park();
     }
 }
 

@@ -253,3 +253,10 @@ fn connections_the_owner_does_not_take_are_closed_beyond_a_bound_and_nothing_els
     }
     assert_eq!(connected, kept);
 }
+
+proptest::proptest! {
+    #[test]
+    fn nothing_an_owner_asks_for_harms_the_vmm(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600)) {
+        hostile::run(&bytes);
+    }
+}

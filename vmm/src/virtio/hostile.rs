@@ -32,6 +32,11 @@ impl<'a> Input<'a> {
         taken
     }
 
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
     /// A byte.
     pub fn u8(&mut self) -> u8 {
         u8::from_le_bytes(self.take())

@@ -6,64 +6,17 @@ use std::os::fd::AsFd;
 
 use monohull_vmm::api::{Action, Done};
 
-use super::driver::{BUFFERS, DISK, NEXT, Ring, WRITE, reg};
+use super::driver::{DISK, NEXT, WRITE};
 use super::program::Program;
+use super::requests::disk::{
+    DATA, DISCARD, FEATURES, FLUSH, HEADER, IN, OUT, STATUS, WRITE_ZEROES, range, ring,
+};
 use super::stage::{Attacker, endure_while, survive};
 
 /// Where the extents of these tests are, and how long each is, in sectors.
 const READ_ONLY: u64 = 2048;
 const WRITABLE: u64 = 4096;
 const SECTORS: u64 = 64;
-/// A request's parts.
-const HEADER: u32 = BUFFERS;
-const STATUS: u32 = BUFFERS + 0x100;
-const DATA: u32 = BUFFERS + 0x1000;
-/// Types of requests (virtio 1.2 §5.2.6).
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
-/// VIRTIO_BLK_F_FLUSH, _DISCARD and _WRITE_ZEROES.
-const FEATURES: u64 = 1 << 9 | 1 << 13 | 1 << 14;
-
-fn ring() -> Ring {
-    Ring::new(DISK, 0, 256)
-}
-
-impl Program {
-    /// Writes the parts of a request but its data.
-    fn write_header(&mut self, kind: u32, sector: u64) {
-        self.store64(HEADER, kind.into());
-        self.store64(HEADER + 8, sector);
-        self.store8(STATUS, 0xff);
-    }
-
-    /// Has the disk serve a request with these buffers, and tells its status.
-    fn request(&mut self, kind: u32, sector: u64, buffers: &[(u64, u32, u16)]) {
-        self.bring_up(DISK, FEATURES, &[ring()]);
-        self.write_header(kind, sector);
-        let header = [(HEADER.into(), 16, 0)];
-        let status = [(STATUS.into(), 1, WRITE)];
-        self.chain(&ring(), &[&header, buffers, &status].concat());
-        self.offer(&ring());
-        self.kick(&ring());
-        self.wait_used_or_broken(&ring());
-        self.print_from(STATUS, 1);
-    }
-
-    /// Waits until the disk has so many sectors.
-    fn wait_capacity(&mut self, sectors: u64) {
-        self.wait32(DISK.at(reg::CONFIG), sectors as u32);
-    }
-}
-
-/// A range of a discard or write-zeroes request, in memory at [`DATA`].
-fn range(program: &mut Program, sector: u64, sectors: u32, flags: u32) {
-    program.store64(DATA, sector);
-    program.store64(DATA + 8, u64::from(sectors) | u64::from(flags) << 32);
-}
-
 /// A file of [`SECTORS`] sectors of this byte, in memory: nothing waits for a disk.
 fn extent(byte: u8) -> File {
     let mut file = tempfile::tempfile_in("/dev/shm").unwrap();

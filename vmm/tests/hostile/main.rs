@@ -11,6 +11,7 @@ mod vm;
 
 mod driver;
 mod program;
+mod requests;
 mod stage;
 
 mod disk;

@@ -6,25 +6,11 @@ use super::driver::{
     BALLOON, BUFFERS, Descriptor, HOST_DIRECTORIES, MEMORY, MEMORY_DEVICE, NEXT, Ring, WRITE, reg,
 };
 use super::program::{Program, WINDOW_ON_MEMORY};
+use super::requests::memory::{
+    ACK, ANSWER, ASKED, BLOCK, ERROR, NACK, PLUG, REGION, SLOT, STATE, UNPLUG, UNPLUG_ALL,
+};
 use super::stage::{Attacker, HOTPLUG_MIB, endure, full, listener, survive};
 
-/// Where the region of the memory device begins: above what is the devices'.
-const REGION: u64 = 4 << 30;
-const BLOCK: u64 = 2 << 20;
-/// The part of the region that becomes memory with the first block.
-const SLOT: u64 = 128 << 20;
-/// Requests of the memory device (virtio 1.2 §5.15.6).
-const PLUG: u16 = 0;
-const UNPLUG: u16 = 1;
-const UNPLUG_ALL: u16 = 2;
-const STATE: u16 = 3;
-/// Its answers.
-const ACK: u16 = 0;
-const NACK: u16 = 1;
-const ERROR: u16 = 3;
-/// Where a request and its answer are.
-const ASKED: u32 = BUFFERS;
-const ANSWER: u32 = BUFFERS + 0x100;
 /// Memory that a guest gives away, and memory that it does not.
 const GIVEN: u64 = 0x80_0000;
 const KEPT: u32 = 0x90_0000;
@@ -123,32 +109,6 @@ fn a_guest_that_gives_all_its_memory_away_again_and_again_keeps_nobody_busy() {
             program.kick(&ring);
         });
         endure(Attacker::start(&code));
-    }
-}
-
-impl Program {
-    /// Asks the memory device for something, with room for the answer.
-    fn ask_memory(&mut self, kind: u16, address: u64, blocks: u16) {
-        let ring = Ring::new(MEMORY_DEVICE, 0, 64);
-        self.store64(ASKED, kind.into());
-        self.store64(ASKED + 8, address);
-        self.store16(ASKED + 16, blocks);
-        self.store64(ANSWER, u64::MAX);
-        self.chain(&ring, &[(ASKED.into(), 24, 0), (ANSWER.into(), 10, WRITE)]);
-        self.offer(&ring);
-        self.kick(&ring);
-        self.wait_used(&ring);
-        self.print_from(ANSWER, 2);
-    }
-
-    fn bring_up_memory_device(&mut self) {
-        // VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE.
-        self.bring_up(MEMORY_DEVICE, 1 << 1, &[Ring::new(MEMORY_DEVICE, 0, 64)]);
-    }
-
-    /// Waits until the guest should have so many bytes.
-    fn wait_requested(&mut self, bytes: u64) {
-        self.wait32(MEMORY_DEVICE.at(reg::CONFIG + 48), bytes as u32);
     }
 }
 

@@ -1,50 +1,13 @@
 //! The network device with a real tap: frames that lie about their headers, and buffers for frames that are none.
 
-// Making a tap has no safe interface.
-#![allow(unsafe_code)]
-
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use monohull_vmm::api::{Action, Done};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::driver::{BUFFERS, NETWORK, NEXT, Ring, WRITE};
+use super::driver::{NETWORK, NEXT, WRITE};
 use super::program::Program;
+use super::requests::network::{FEATURES, FRAME, RX, rings, tap};
 use super::stage::{Attacker, endure_while, full, listener};
-
-const RX: usize = 0;
-const TX: usize = 1;
-/// Checksums, segmentation and buffers that are joined (virtio 1.2 §5.1.3).
-const FEATURES: u64 = 0b11 | 1 << 11 | 1 << 12 | 1 << 15;
-/// Where a frame is, after its header of 12 bytes.
-const FRAME: u32 = BUFFERS;
-
-fn rings() -> [Ring; 2] {
-    [0, 1].map(|index| Ring::new(NETWORK, index, 256))
-}
-
-/// A tap whose link is up, in a network namespace of its own.
-fn tap() -> File {
-    let make = || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-        let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: a structure of numbers, for which zero is good.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        // SAFETY: the kernel reads the structure, and writes the name of the new device into it.
-        let made = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).unwrap();
-        // SAFETY: the kernel reads the structure.
-        let up = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
-        assert_eq!(up, 0, "{}", std::io::Error::last_os_error());
-        tap
-    };
-    std::thread::spawn(make).join().unwrap()
-}
 
 impl Program {
     /// Writes a frame's header: flags, kind of segments, length of headers, size of segments, where the checksum begins
@@ -55,16 +18,6 @@ impl Program {
         for (at, number) in (FRAME + 2..).step_by(2).zip(rest) {
             self.store16(at, number);
         }
-    }
-
-    /// Sends `length` bytes from the header on, as two buffers.
-    fn send_frame(&mut self, length: u32) {
-        let ring = rings()[TX];
-        let first = length / 3;
-        self.chain(&ring, &[(FRAME.into(), first, 0), ((FRAME + first).into(), length - first, 0)]);
-        self.offer(&ring);
-        self.kick(&ring);
-        self.wait_used_or_broken(&ring);
     }
 }
 

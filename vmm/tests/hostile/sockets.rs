@@ -3,81 +3,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use monohull_vmm::api::GUEST_CID;
-
-use super::driver::{BUFFERS, Ring, SOCKETS, WRITE, reg};
+use super::driver::{BUFFERS, SOCKETS, reg};
 use super::program::Program;
+use super::requests::sockets::{FIRST_HOST_PORT, HEADER_LEN, PACKET, Packet, REQUEST, rings};
 use super::stage::{Attacker, endure, endure_while, full, listener};
-
-const RX: u32 = 0;
-const TX: u32 = 1;
-/// Where the packet of most tests is.
-const PACKET: u32 = BUFFERS;
-const HEADER_LEN: u32 = 44;
-const HOST_CID: u64 = 2;
-/// The host's ports for its own connections begin here.
-const FIRST_HOST_PORT: u32 = 1 << 30;
-
-fn rings() -> [Ring; 3] {
-    [RX, TX, 2].map(|index| Ring::new(SOCKETS, index, 128))
-}
-
-/// What a packet says (virtio 1.2 §5.10.6).
-#[derive(Clone, Copy)]
-struct Packet {
-    guest_port: u32,
-    host_port: u32,
-    length: u32,
-    kind: u16,
-    op: u16,
-    flags: u32,
-    buf_alloc: u32,
-    fwd_cnt: u32,
-}
-
-const REQUEST: Packet = Packet {
-    guest_port: 1,
-    host_port: 1024,
-    length: 0,
-    kind: 1,
-    op: 1,
-    flags: 0,
-    buf_alloc: 64 << 10,
-    fwd_cnt: 0,
-};
-
-impl Program {
-    fn write_packet(&mut self, packet: Packet) {
-        self.store64(PACKET, GUEST_CID);
-        self.store64(PACKET + 8, HOST_CID);
-        self.store32(PACKET + 16, packet.guest_port);
-        self.store32(PACKET + 20, packet.host_port);
-        self.store32(PACKET + 24, packet.length);
-        self.store16(PACKET + 28, packet.kind);
-        self.store16(PACKET + 30, packet.op);
-        self.store32(PACKET + 32, packet.flags);
-        self.store32(PACKET + 36, packet.buf_alloc);
-        self.store32(PACKET + 40, packet.fwd_cnt);
-    }
-
-    /// Sends the packet as it is in memory, with `payload` bytes after it.
-    fn send_packet(&mut self, payload: u32) {
-        let [_, tx, _] = rings();
-        self.chain(&tx, &[(PACKET.into(), HEADER_LEN + payload, 0)]);
-        self.offer(&tx);
-        self.kick(&tx);
-        self.wait_used_or_broken(&tx);
-    }
-
-    /// Gives the device all receive buffers there can be, each of this size.
-    fn offer_receive_buffers(&mut self, size: u32) {
-        let [rx, ..] = rings();
-        self.chain(&rx, &[((BUFFERS + 0x8000).into(), size, WRITE)]);
-        self.copy16(rx.used + 2, rx.available + 2, 64);
-        self.fence();
-        self.kick(&rx);
-    }
-}
 
 /// The attacks need it: a connection that is one, and bytes of the guest that reach the host.
 #[test]

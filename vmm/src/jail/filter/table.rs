@@ -13,7 +13,7 @@ pub(super) struct Rule {
     pub name: &'static str,
     /// What its arguments must be, all of these; another rule with conditions for the same call may allow others.
     pub when: &'static [Argument],
-    /// Who may make it.
+    /// Who may make it. What the other two may that it starts, [`Start`] may too: they inherit its filter.
     pub classes: &'static [Class],
     /// What for.
     pub why: &'static str,
@@ -52,8 +52,8 @@ const EXEC: u32 = libc::PROT_EXEC as u32;
 
 /// All rules, by what they are for: data, memory, waiting, descriptors, threads, the guest, snapshots.
 pub(super) const TABLE: &[Rule] = table! {
-    SYS_read [] [Main, Cpu, Io] "events, frames of the network";
-    SYS_write [] [Main, Cpu, Io, Start] "events and interrupts, frames, the console; what a panic has to say";
+    SYS_read [] [Main, Io] "events, frames of the network";
+    SYS_write [] [Main, Cpu, Io] "events and interrupts, frames, the console; what a panic has to say";
     SYS_recvfrom [] [Main, Cpu] "the length of a request before it; streams, and what is left in them at a reset";
     SYS_sendto [] [Main] "streams of the guest's sockets";
     SYS_writev [] [Main] "streams whose bytes waited in two parts of a buffer";
@@ -65,16 +65,16 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_fallocate [] [Io] "discarded sectors of the image disk";
     SYS_fdatasync [] [Main, Io] "flushes of the image disk, the last one too";
 
-    SYS_mmap [Lacks(2, EXEC)] [Main, Cpu, Io, Start] "large buffers, stacks, the fs server's slots, added guest memory";
+    SYS_mmap [Lacks(2, EXEC)] [Main, Start] "large buffers, stacks, the fs server's slots, added guest memory";
     SYS_mprotect [Lacks(2, EXEC)] [Main, Start] "guard pages of stacks; added guest memory";
-    SYS_munmap [] [Main, Cpu, Io, Start] "large buffers, stacks";
-    SYS_mremap [] [Main, Cpu, Io] "large buffers grow";
-    SYS_brk [] [Main, Cpu, Io, Start] "the heap, which all threads share, grows";
-    SYS_madvise [] [Main, Cpu, Io, Start] "memory that the guest gives back, stacks of threads that have ended";
-    SYS_getrandom [] [Main, Cpu, Io] "the entropy device; seeds of hash tables";
+    SYS_munmap [] [Main, Cpu, Io] "large buffers, stacks";
+    SYS_mremap [] [Main] "large buffers grow";
+    SYS_brk [] [Main, Cpu, Io] "the heap, which all threads share, grows";
+    SYS_madvise [] [Main, Cpu, Io] "memory that the guest gives back, stacks of threads that have ended";
+    SYS_getrandom [] [Main] "the entropy device; names of snapshots";
 
-    SYS_futex [] [Main, Cpu, Io, Start] "locks, threads";
-    SYS_sched_yield [] [Main, Io, Start] "channels between threads";
+    SYS_futex [] [Main, Cpu, Io] "locks, threads";
+    SYS_sched_yield [] [Main, Start] "channels between threads";
     SYS_epoll_wait [] [Main, Io] "events";
     SYS_epoll_ctl [] [Main, Cpu, Io] "what is waited for";
     SYS_epoll_create1 [] [Main] "the event loop of a thread that is to be started";
@@ -90,7 +90,7 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_fcntl [Is(1, libc::F_SETFL as u32)] [Main] "taps that don't block";
     SYS_fcntl [Is(1, libc::F_GET_SEALS as u32)] [Main] "that the memory of the fs server can't shrink";
     #[cfg(debug_assertions)]
-    SYS_fcntl [Is(1, libc::F_GETFD as u32)] [Main, Cpu, Io, Start] "the standard library's check of what it closes";
+    SYS_fcntl [Is(1, libc::F_GETFD as u32)] [Main, Cpu, Io] "the standard library's check of what it closes";
     SYS_statx [] [Main] "the sizes of new extents and of the fs server's memory, the kind of a snapshot's files";
     SYS_lseek [] [Main] "the size of a new extent that is a block device";
     SYS_ioctl [Request(T, 0x21)] [Main] "FIONBIO: sockets that don't block";
@@ -103,16 +103,16 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_set_robust_list [] [Start] "a thread's start";
     SYS_gettid [] [Start] "a thread's start: what panics call it";
     SYS_sched_getaffinity [] [Start] "a thread's start: where its stack is";
-    SYS_sigaltstack [] [Main, Cpu, Io, Start] "a thread's start and end: a stack to report an overflow on";
+    SYS_sigaltstack [] [Main, Cpu, Io] "a thread's start and end: a stack to report an overflow on";
     SYS_prctl [Is(0, libc::PR_SET_NAME as u32)] [Start] "a thread's name";
     SYS_prctl [Is(0, libc::PR_SET_NO_NEW_PRIVS as u32)] [Start] "a thread's filter";
     SYS_seccomp [Is(0, libc::SECCOMP_SET_MODE_FILTER)] [Start] "a thread's filter";
-    SYS_rt_sigprocmask [] [Main, Cpu, Io, Start] "a thread's start and end, and signals to it";
+    SYS_rt_sigprocmask [] [Main, Cpu, Io] "a thread's start and end, and signals to it";
     SYS_getpid [] [Main] "signals to threads";
     SYS_tgkill [] [Main] "takes a CPU out of the guest";
     SYS_rt_sigreturn [] [Cpu] "the return from the signal";
-    SYS_exit [] [Cpu, Io, Start] "a thread's end";
-    SYS_exit_group [] [Main, Cpu, Io, Start] "the end, a panic's too";
+    SYS_exit [] [Cpu, Io] "a thread's end";
+    SYS_exit_group [] [Main, Cpu, Io] "the end, a panic's too";
 
     SYS_ioctl [Request(KVM, 0x80)] [Cpu] "KVM_RUN";
     SYS_ioctl [Request(KVM, 0x81)] [Main, Cpu] "KVM_GET_REGS: where KVM failed; snapshots";
