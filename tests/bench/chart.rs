@@ -19,16 +19,16 @@ const LINE: f64 = 22.0;
 /// The first bar of a group is what the others are compared with.
 const COLOURS: [&str; 3] = ["#8a8f98", "#2563a8", "#8fb4dc"];
 
-/// A picture of `groups`, all at one scale.
+/// A picture of `groups`, each at a scale of its own.
 pub(crate) fn svg(title: &str, groups: &[Group]) -> String {
-    let longest = groups.iter().flat_map(|group| &group.bars).map(|(_, value)| *value).fold(1.0, f64::max);
-    let scale = (WIDTH - NAMES - NUMBERS) / longest;
     let mut body = String::new();
     let mut y = LINE;
     text(&mut body, 12.0, y, "font-weight=\"bold\" font-size=\"15\"", title);
     for Group { title, bars } in groups {
         y += LINE * 1.5;
         text(&mut body, 12.0, y, "font-weight=\"bold\"", title);
+        let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
+        let scale = (WIDTH - NAMES - NUMBERS) / longest;
         for ((name, value), colour) in bars.iter().zip(COLOURS.iter().cycle()) {
             y += LINE;
             let length = value * scale;

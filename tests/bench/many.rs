@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC};
+use monohull_tests::engine::{Client, Engine, MONOHULL, RUNC, finish};
 use monohull_tests::memory::available_kib;
 
 use crate::RUNS;
@@ -34,8 +34,8 @@ impl Sleeping<'_> {
         Ok(())
     }
 
-    /// How many ms one more takes: the median.
-    fn one_more(&self) -> io::Result<f64> {
+    /// How many ms one more takes.
+    fn one_more(&self) -> io::Result<Spread> {
         let mut times = Vec::new();
         for round in 0..=RUNS {
             let begun = Instant::now();
@@ -46,47 +46,62 @@ impl Sleeping<'_> {
             }
             self.engine.remove(&id);
         }
-        Ok(Spread::of(times).median)
+        Ok(Spread::of(times))
     }
 }
 
 impl Drop for Sleeping<'_> {
+    /// All by two processes of the client: each takes as long as a pod.
     fn drop(&mut self) {
-        self.ids.iter().for_each(|id| drop(self.engine.remove(id)));
+        for words in [&["task", "delete", "--force"][..], &["container", "delete"]] {
+            let _ = finish(self.engine.ctr(words).args(&self.ids));
+        }
     }
 }
 
 /// Measures and prints.
 pub(crate) fn beside(report: &mut Report) -> io::Result<()> {
     let engine = Engine::start(Client::Ctr)?;
-    let mut times = Table::new(&["runtime", "pods beside it", "median, ms", "of that with none"]);
-    let mut memory = Table::new(&["runtime", "idle pods", "MiB of the host's available memory, each"]);
-    let mut processes = Vec::new();
     for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL)] {
-        let mut pods = Sleeping { engine: &engine, runtime, ids: Vec::new() };
-        let none = pods.one_more()?;
-        let before = available_kib()?;
-        for wanted in BESIDE {
-            if wanted > FOR_MEMORY {
-                pods.fill(FOR_MEMORY)?;
-                let used = before.saturating_sub(available_kib()?) as f64 / 1024.0;
-                let count = pods.ids.len();
-                memory.row(&[name.into(), count.to_string(), format!("{:.1}", used / count as f64)]);
-                processes.push((name, idle::resident(name)));
-            }
-            pods.fill(wanted)?;
-            let time = if wanted == 0 { none } else { pods.one_more()? };
+        of_runtime(&engine, name, runtime, report)?;
+    }
+    Ok(())
+}
+
+fn of_runtime(engine: &Engine, name: &str, runtime: &'static str, report: &mut Report) -> io::Result<()> {
+    let mut pods = Sleeping { engine, runtime, ids: Vec::new() };
+    let mut times = Table::new(&[
+        &format!("{name}: `ctr run --detach`, ms"),
+        "min",
+        "median",
+        "max",
+        "of that with none",
+    ]);
+    let mut none = None;
+    let mut before = 0_u64;
+    for wanted in BESIDE {
+        if wanted > FOR_MEMORY {
+            pods.fill(FOR_MEMORY)?;
+            let used = before.saturating_sub(available_kib()?) as f64 / 1024.0;
             let count = pods.ids.len();
-            times.row(&[name.into(), count.to_string(), format!("{time:.0}"), format!("{:.2}", time / none)]);
-            if count < wanted {
-                println!("\nThe test host has memory for {count} pods of {name}, not for {wanted}.");
-            }
+            let mut memory = Table::new(&["idle pods", "MiB of the host's available memory, each"]);
+            memory.row(&[format!("{count} of {name}"), format!("{:.1}", used / count as f64)]);
+            report.table(&format!("Memory of an idle pod with {name}, everything counted"), &memory);
+            let title = format!("Resident memory with {name}, the newest of {count} pods");
+            report.table(&title, &idle::resident(name));
+        }
+        pods.fill(wanted)?;
+        let spread = pods.one_more()?;
+        let of_none = spread.median / none.get_or_insert(spread).median;
+        let beside = format!("{} idle pods beside it", pods.ids.len());
+        times.row(&[vec![beside], spread.cells().to_vec(), vec![format!("{of_none:.2}")]].concat());
+        if wanted == 0 {
+            before = available_kib()?;
+        }
+        if pods.ids.len() < wanted {
+            println!("\nThe test host has no memory for {wanted} pods of {name}.");
         }
     }
-    report.table(&format!("`ctr run --detach` beside idle pods, containerd 1.6, {RUNS} runs each"), &times);
-    report.table("Memory of an idle pod, everything counted", &memory);
-    for (name, table) in &processes {
-        report.table(&format!("Resident memory with {name}, the newest of many pods"), table);
-    }
+    report.table(&format!("Start of a pod beside idle ones, containerd 1.6, {RUNS} runs each"), &times);
     Ok(())
 }

@@ -90,7 +90,7 @@ impl Report {
         }
         match &self.svg {
             Some(_) if self.bars.is_empty() => Err(io::Error::other("no starts were measured to be drawn")),
-            Some(path) => write(path, &chart::svg("Median of start times, ms", &self.bars)),
+            Some(path) => write(path, &chart::svg("Medians of start times, ms", &self.bars)),
             None => Ok(()),
         }
     }
