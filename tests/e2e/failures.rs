@@ -108,8 +108,7 @@ fn dead_vmm(engine: &Engine) {
     let (name, id) = sleeper(engine);
     vmm_of(&id).kill();
     assert_eq!(engine.wait(&name), 137);
-    let log = engine.log();
-    assert!(log.contains("VMM failure: killed by SIGKILL"), "{log}");
+    assert!(engine.has_logged("VMM failure: killed by SIGKILL").expect("a watch"), "{}", engine.log());
     assert_ne!(engine.exec(&name, &["true"]).code(), 0);
     engine.remove(&name);
     assert_nothing_beyond(engine, &before);

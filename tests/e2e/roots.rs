@@ -176,8 +176,8 @@ fn killed_server(engine: &Engine) {
     assert_ne!(engine.wait(&name), 0);
     let refused = engine.exec(&name, &["true"]);
     assert_ne!(refused.code(), 0);
-    let log = engine.log();
-    assert!(refused.stderr.contains("fs server") || log.contains("fs server"), "{}\n{log}", refused.stderr);
+    let told = refused.stderr.contains("fs server") || engine.has_logged("fs server").expect("a watch");
+    assert!(told, "{}\n{}", refused.stderr, engine.log());
     engine.remove(&name);
 }
 

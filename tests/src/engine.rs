@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::cri;
 pub use crate::output::{Output, finish, finish_with_input};
+use crate::watch::Watch;
 
 /// The runtime under test.
 pub const MONOHULL: &str = "io.containerd.monohull.v2";
@@ -20,6 +22,9 @@ pub const MONOHULL: &str = "io.containerd.monohull.v2";
 pub const RUNC: &str = "io.containerd.runc.v2";
 /// The image that every engine has.
 pub const IMAGE: &str = "docker.io/library/busybox:test";
+
+/// Within this the log says what has happened.
+const LOG_LIMIT: Duration = Duration::from_secs(10);
 
 /// Variable with the release of containerd, as in "1.7", that the tests of [`Client::Ctr`] run with; `make matrix` sets it.
 pub const RELEASE: &str = "MONOHULL_CONTAINERD";
@@ -186,6 +191,13 @@ impl Engine {
     /// containerd's own log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Whether its log says `text`, or comes to say it soon: a shim's lines reach it by a pipe, events and answers by other
+    /// ways.
+    pub fn has_logged(&self, text: &str) -> io::Result<bool> {
+        let watch = Watch::new(vec![self.dir.path().into()])?;
+        watch.until(Instant::now() + LOG_LIMIT, &[], || self.log().contains(text))
     }
 
     /// The log of the daemon that was there before the last [`Self::come_back`].
