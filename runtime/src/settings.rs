@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use monohull_vmm::api::{Rate, Rates};
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration is read from when `MONOHULL_CONFIG` names no other file. It need not exist.
@@ -33,6 +34,14 @@ pub struct Settings {
     pub max_cpus: u8,
     /// Back guest memory with huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
+    /// How many bytes per second a pod's image disk, its block volumes included, reads and writes at most; 0 is no limit.
+    pub disk_bytes_per_second: u64,
+    /// How many requests per second it serves at most; 0 is no limit.
+    pub disk_requests_per_second: u64,
+    /// How many bytes per second pass each of a pod's network interfaces in each direction at most; 0 is no limit.
+    pub network_bytes_per_second: u64,
+    /// How many frames per second pass each of them in each direction at most; 0 is no limit.
+    pub network_frames_per_second: u64,
     /// What pods' VMs are forked from: what all pods of this host share, or nothing, and they boot.
     pub templates: Templates,
     /// What becomes of a container whose spec asks for the host's network, processes or IPC.
@@ -76,6 +85,10 @@ impl Default for Settings {
             default_cpus: 1,
             max_cpus: 8,
             huge_pages: true,
+            disk_bytes_per_second: 0,
+            disk_requests_per_second: 0,
+            network_bytes_per_second: 0,
+            network_frames_per_second: 0,
             templates: Templates::Node,
             host_namespaces: HostNamespaces::Refuse,
         }
@@ -110,6 +123,15 @@ impl Settings {
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let text = std::fs::read_to_string(path).map_err(|e| SettingsError::Read(path.into(), e))?;
         toml::from_str(&text).map_err(|e| SettingsError::Parse(path.into(), e))
+    }
+
+    /// How fast the devices of a VM are at most.
+    pub(crate) fn rates(&self) -> Rates {
+        let rate = |bytes, operations| Rate { bytes, operations };
+        Rates {
+            disk: rate(self.disk_bytes_per_second, self.disk_requests_per_second),
+            nics: rate(self.network_bytes_per_second, self.network_frames_per_second),
+        }
     }
 
     /// The settings that a request brought along, in the format of the file.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use monohull_tests::vm::{Guest, Start};
-use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, VmConfig, user_of};
+use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, Rates, VmConfig, user_of};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -96,6 +96,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         cmdline: String::new(),
         nics: 0,
         huge_pages,
+        rates: Rates::default(),
         working_set: Vec::new(),
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };

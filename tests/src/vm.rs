@@ -7,7 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use monohull_vmm::api::{Action, Done, Event, FdRole, FromVmm, Reply, Request, Saved, VmConfig, user_of};
+use monohull_vmm::api::{
+    Action, Done, Event, FdRole, FromVmm, Rates, Reply, Request, Saved, VmConfig, user_of,
+};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -76,6 +78,7 @@ impl Guest {
             cmdline: String::new(),
             nics: 1,
             huge_pages: false,
+            rates: Rates::default(),
             working_set: Vec::new(),
             fds: files.iter().map(|(role, _)| *role).collect(),
         };

@@ -53,12 +53,34 @@ pub struct VmConfig {
     pub nics: u8,
     /// Back guest memory with transparent huge pages: a faster cold boot for more resident memory.
     pub huge_pages: bool,
+    /// How fast its devices are at most.
+    pub rates: Rates,
     /// For a VM that starts from a snapshot: what its guest will soon write to, as (first page, number of pages) in pages of
     /// 4 KiB of the memory file. It gets a copy of these before its CPUs run, together, instead of one by one whenever it
     /// comes to a page. Empty is right, too.
     pub working_set: Vec<(u32, u32)>,
     /// What each descriptor of this message is, in their order.
     pub fds: Vec<FdRole>,
+}
+
+/// How fast the devices of a VM are at most.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// The image disk.
+    pub disk: Rate,
+    /// Each network interface, in each direction.
+    pub nics: Rate,
+}
+
+/// How fast a device serves its guest at most. A second's worth may pass at once. 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Bytes per second.
+    pub bytes: u64,
+    /// Requests of the disk, or frames, per second.
+    pub operations: u64,
 }
 
 /// The part that a descriptor of a [`VmConfig`] plays.

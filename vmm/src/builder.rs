@@ -211,7 +211,7 @@ fn devices(
     let listener = fds.find(FdRole::Vsock).map(|listener| UnixListener::from(OwnedFd::from(listener)));
     let wants_memory = config.hotplug_mib >= MEMORY_STEP_MIB;
     let mem = wants_memory.then(|| memory_device(config, memory, vm, outbox)).transpose()?;
-    DeviceSet::new(memory, listener, mem, config.nics, outbox)
+    DeviceSet::new(memory, listener, mem, config.nics, config.rates, outbox)
         .map_err(|(device, error)| BuildError::Device(device, error))
 }
 
@@ -304,6 +304,7 @@ impl Descriptors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Rates;
     use crate::ipc::Channel;
 
     fn config() -> VmConfig {
@@ -316,6 +317,7 @@ mod tests {
             cmdline: String::new(),
             nics: 0,
             huge_pages: false,
+            rates: Rates::default(),
             working_set: Vec::new(),
             fds: Vec::new(),
         }

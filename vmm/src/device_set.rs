@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::GUEST_CID;
+use crate::api::{GUEST_CID, Rates};
 use crate::control::{FsPort, Handles, Outbox};
 use crate::devices::balloon::Balloon;
 use crate::devices::balloon::persist::BalloonState;
@@ -74,6 +74,7 @@ impl DeviceSet {
         listener: Option<UnixListener>,
         mem: Option<Mem>,
         nics: u8,
+        rates: Rates,
         outbox: &Outbox,
     ) -> Result<Self, CantMake> {
         let cant = |device| move |error| (device, error);
@@ -82,9 +83,9 @@ impl DeviceSet {
             let tell = Box::new(move |port, stream: UnixStream| outbox.post_connection(port, stream.into()));
             Vsock::new(GUEST_CID, listener, tell).map_err(cant("socket device"))
         });
-        let nics = (0..nics).map(|_| Net::new().map_err(cant("network interface")).map(shared));
+        let nics = (0..nics).map(|_| Net::new(rates.nics).map_err(cant("network interface")).map(shared));
         Ok(Self {
-            disk: shared(ImageDisk::new().map_err(cant("image disk"))?),
+            disk: shared(ImageDisk::new(rates.disk).map_err(cant("image disk"))?),
             rng: shared(Rng::new().map_err(cant("entropy device"))?),
             balloon: shared(Balloon::new(memory).map_err(cant("balloon"))?),
             vsock: vsock.transpose()?.map(shared),

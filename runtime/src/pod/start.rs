@@ -133,6 +133,7 @@ fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmCo
         cmdline: String::new(),
         nics,
         huge_pages: settings.huge_pages,
+        rates: settings.rates(),
         working_set: Vec::new(),
         fds: Vec::new(),
     }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::{Control, MAX_WAITING, Outbox};
-use crate::api::{Action, Done, Event, ExitReason, FromVmm, Reply, Request, SECTOR};
+use crate::api::{Action, Done, Event, ExitReason, FromVmm, Rates, Reply, Request, SECTOR};
 use crate::device_set::{DeviceSet, Thread};
 use crate::devices::blk::hostile::file;
 use crate::devices::vsock::hostile::listener;
@@ -69,7 +69,8 @@ impl Setup {
         owner.set_nonblocking().unwrap();
         let channel = Arc::new(channel);
         let outbox = Outbox::new(channel.clone());
-        let devices = DeviceSet::new(&memory(), Some(listener().0), None, NICS, &outbox).unwrap();
+        let devices =
+            DeviceSet::new(&memory(), Some(listener().0), None, NICS, Rates::default(), &outbox).unwrap();
         let (ending, starter) = (Ending::new().unwrap(), Starter::nobody());
         let handles = devices.handles(&starter);
         let control = Control::new(channel, outbox.clone(), handles, starter, ending.clone()).unwrap();

@@ -5,6 +5,7 @@ pub mod blk;
 pub(crate) mod chain;
 mod discard;
 pub mod fs;
+mod limiter;
 pub mod mem;
 pub mod net;
 mod queue;

@@ -9,6 +9,8 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub(crate) use super::chain::Chain;
+use super::limiter::Limiter;
+use crate::api::Rate;
 use crate::virtio::{Active, Interrupt};
 
 /// Bytes a device moves in one event before other devices get their turn.
@@ -33,6 +35,8 @@ pub(crate) struct Served {
     pub(crate) written: u32,
     /// Bytes moved, or as much work as that.
     pub(crate) work: usize,
+    /// What a limit of bytes counts, if the device has one.
+    pub(crate) limited: usize,
 }
 
 /// Whether a driver has set the device up, and how.
@@ -67,13 +71,14 @@ impl State {
         &mut self,
         kicks: &Kicks,
         index: usize,
+        limiter: &mut Limiter,
         mut answer: impl FnMut(&GuestMemoryMmap, Chain) -> Result<Served, Violation>,
     ) {
         let Self::Active(Active { mem, queues, interrupt, .. }) = self else { return };
         let Some(queue) = queues.get_mut(index) else { return };
         let mem = &*mem.memory();
-        match drain(queue, mem, interrupt, |chain| answer(mem, chain)) {
-            Ok(Drained::Empty) => {}
+        match drain(queue, mem, interrupt, limiter, |chain| answer(mem, chain)) {
+            Ok(Drained::Empty | Drained::Limited) => {}
             Ok(Drained::More) => kicks.repeat(index),
             Err(Violation) => {
                 interrupt.needs_reset();
@@ -88,12 +93,18 @@ impl State {
 pub(crate) struct Queues {
     kicks: Kicks,
     state: State,
+    limiter: Limiter,
 }
 
 impl Queues {
     /// `count` queues of a device that is not active. Fails when the process has no descriptor left for their kicks.
     pub(crate) fn new(count: usize) -> io::Result<Self> {
-        Ok(Self { kicks: Kicks::new(count)?, state: State::Inactive })
+        Self::limited(count, Rate::default())
+    }
+
+    /// [`Self::new`], and all of them together are served no faster than `rate`.
+    pub(crate) fn limited(count: usize, rate: Rate) -> io::Result<Self> {
+        Ok(Self { kicks: Kicks::new(count)?, state: State::Inactive, limiter: Limiter::new(rate)? })
     }
 
     /// For [`VirtioDevice::kicks`](crate::virtio::VirtioDevice::kicks).
@@ -121,19 +132,28 @@ impl Queues {
         self.state = State::Inactive;
     }
 
-    /// Registers the kicks with the event loop.
+    /// Registers the kicks and the limiter with the event loop.
     pub(crate) fn watch(&self, ops: &mut EventOps<'_>, device: &str) {
         self.kicks.watch(ops, device);
+        self.limiter.watch(ops, self.kicks.count(), device);
     }
 
-    /// Serves the queue that was kicked: `answer` gets its index and each of its chains.
+    /// Serves the queue that was kicked, or all when a limit lets more pass: `answer` gets a queue's index and each of its
+    /// chains.
     pub(crate) fn process(
         &mut self,
         events: &Events,
         mut answer: impl FnMut(usize, &GuestMemoryMmap, Chain) -> Result<Served, Violation>,
     ) {
-        let index = self.kicks.acknowledge(events);
-        self.state.serve(&self.kicks, index, |mem, chain| answer(index, mem, chain));
+        let (index, limiter) = (self.kicks.acknowledge(events), &mut self.limiter);
+        if index < self.kicks.events().len() {
+            self.state.serve(&self.kicks, index, limiter, |mem, chain| answer(index, mem, chain));
+            return;
+        }
+        limiter.acknowledge();
+        for index in 0..self.kicks.events().len() {
+            self.state.serve(&self.kicks, index, limiter, |mem, chain| answer(index, mem, chain));
+        }
     }
 }
 
@@ -144,13 +164,17 @@ pub(crate) enum Drained {
     Empty,
     /// The budget is spent: the device must [continue by itself](Kicks::repeat).
     More,
+    /// Perhaps, and they have to wait until the limiter's event.
+    Limited,
 }
 
-/// Serves the chains of a queue until it is empty or [`BUDGET`] is spent, and interrupts the driver if it wants that.
+/// Serves the chains of a queue until it is empty, [`BUDGET`] is spent or the limiter closes, and interrupts the driver if it
+/// wants that.
 pub(crate) fn drain(
     queue: &mut Queue,
     mem: &GuestMemoryMmap,
     interrupt: &Interrupt,
+    limiter: &mut Limiter,
     mut serve: impl FnMut(Chain) -> Result<Served, Violation>,
 ) -> Result<Drained, Violation> {
     let mut work = 0_usize;
@@ -158,15 +182,22 @@ pub(crate) fn drain(
     let drained = loop {
         let before = work;
         queue.disable_notification(mem)?;
-        while work < BUDGET {
-            let Some(chain) = Chain::next(queue, mem)? else { break };
+        let stopped = loop {
+            if work >= BUDGET {
+                break Some(Drained::More);
+            }
+            if !limiter.is_open() {
+                break Some(Drained::Limited);
+            }
+            let Some(chain) = Chain::next(queue, mem)? else { break None };
             let head = chain.head_index();
             let served = serve(chain)?;
             queue.add_used(mem, head, served.written)?;
+            limiter.pass(served.limited as u64);
             work = work.saturating_add(served.work.max(CHAIN_COST));
-        }
-        if work >= BUDGET {
-            break Drained::More;
+        };
+        if let Some(stopped) = stopped {
+            break stopped;
         }
         if promised && work == before {
             // The available ring's index says that there are chains, but the ring can't be read.
@@ -209,6 +240,12 @@ impl Kicks {
 
     pub(crate) fn events(&self) -> &[EventFd] {
         &self.events
+    }
+
+    /// How many there are, and so the number of a device's next event.
+    pub(crate) fn count(&self) -> u32 {
+        // Virtio has no more queues than a u16 can tell.
+        u32::try_from(self.events.len()).unwrap_or(u32::MAX)
     }
 
     /// Registers the kicks with the event loop; [`Events::data`] is the index of the queue.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::file::{HEADER, decode, encode};
 use super::{Host, Shape, State, file};
+use crate::api::Rates;
 use crate::control::Outbox;
 use crate::device_set::DeviceSet;
 use crate::devices::vsock::hostile::listener;
@@ -31,7 +32,7 @@ impl Machine {
         let (listener, _) = listener();
         let (owner, channel) = Channel::pair().unwrap();
         let outbox = Outbox::new(Arc::new(channel));
-        let devices = DeviceSet::new(memory, Some(listener), None, NICS, &outbox).unwrap();
+        let devices = DeviceSet::new(memory, Some(listener), None, NICS, Rates::default(), &outbox).unwrap();
         let transports = devices.in_order().into_iter();
         let transports =
             transports.map(|device| MmioTransport::new(device.model, memory.clone()).unwrap()).collect();

@@ -31,15 +31,18 @@ use std::time::Instant;
 use scenarios::SCENARIOS;
 
 /// Rules that no test can bring about the need for: call, class, and why not.
-const UNPROVOKED: [(&str, &str, &str); 5] = [
+const UNPROVOKED: [(&str, &str, &str); 7] = [
     ("sched_yield", "main", INTERRUPTED),
     ("sched_yield", "starter", INTERRUPTED),
     ("brk", "io", "which thread finds the end of the heap that all share is chance"),
+    ("clock_gettime", "main", VDSO),
+    ("clock_gettime", "io", VDSO),
     ("exit_group", "vcpu", PANIC),
     ("exit_group", "io", PANIC),
 ];
 const INTERRUPTED: &str =
     "the receiver of a channel finds that the host has interrupted its sender between two instructions";
+const VDSO: &str = "kernels whose clock is a CPU's counter have it read without a call (vdso(7))";
 const PANIC: &str = "it ends the process after a panic's report, and nothing known makes such a thread panic";
 
 /// A rule for one class of threads.

@@ -25,7 +25,7 @@ use super::vm::{Setup, file};
 pub(crate) type Scenario = fn(&Path) -> Result<(), Killed>;
 
 /// The scenarios by their names: those that cost little and need much come first.
-pub(crate) const SCENARIOS: [(&str, Scenario); 12] = [
+pub(crate) const SCENARIOS: [(&str, Scenario); 13] = [
     ("boot, print and reset", print_and_reset),
     ("pause, resume and stop", pause_and_stop),
     ("host directories", host_directories),
@@ -38,6 +38,7 @@ pub(crate) const SCENARIOS: [(&str, Scenario); 12] = [
     ("an instruction that can't be emulated", fail),
     ("an owner that does not read", owner_that_does_not_read),
     ("snapshot of many CPUs", large_snapshot),
+    ("limited devices", limited),
 ];
 
 /// Where the image disk's first and second extent are, and how many sectors each has.
@@ -207,6 +208,26 @@ fn network(binary: &Path) -> Result<(), Killed> {
     subject.have(Action::AttachNic { nic: 0 }, &[tap().as_fd()])?;
     subject.have(WORD, &[])?;
     subject.told(b"k")?;
+    subject.stop()
+}
+
+/// A frame for 3 s and a request for 5: those that follow have to wait, however slow the guest is.
+fn limited(binary: &Path) -> Result<(), Killed> {
+    let mut program = Program::new();
+    program.wait_capacity(FIRST + SECTORS);
+    program.bring_up(NETWORK, network::FEATURES, &network::rings());
+    program.request(IN, FIRST, &[(DATA.into(), 512, WRITE)]);
+    program.send_frame(100);
+    program.send_frame(100);
+    program.request(IN, FIRST, &[(DATA.into(), 512, WRITE)]);
+    program.print(b'k');
+    let (mut setup, _) = full(program);
+    setup.config.rates.disk.bytes = 102;
+    setup.config.rates.nics.bytes = 33;
+    let mut subject = Subject::start(binary, setup)?;
+    subject.have(Action::AttachNic { nic: 0 }, &[tap().as_fd()])?;
+    subject.have(Action::AddExtent { read_only: true }, &[extent().as_fd()])?;
+    subject.told(b"\0\0k")?;
     subject.stop()
 }
 

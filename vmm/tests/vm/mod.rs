@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use monohull_vmm::api::{
-    Action, Done, Event, ExitReason, FdRole, FromVmm, Reply, Request, VmConfig, user_of,
+    Action, Done, Event, ExitReason, FdRole, FromVmm, Rates, Reply, Request, VmConfig, user_of,
 };
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,6 +48,7 @@ impl Setup {
             cmdline: String::new(),
             nics: 0,
             huge_pages: false,
+            rates: Rates::default(),
             working_set: Vec::new(),
             fds: Vec::new(),
         };

@@ -117,7 +117,7 @@ fn inflate(backing: Backing, mem: &GuestMemoryMmap, chain: &Chain) -> Result<Ser
         pages += range.end - range.start;
         backing.discard(mem, GuestAddress(range.start * PAGE), (range.end - range.start) * PAGE);
     }
-    Ok(Served { written: 0, work: work(ranges.len(), pages) + bytes * SORTING })
+    Ok(Served { work: work(ranges.len(), pages) + bytes * SORTING, ..Served::default() })
 }
 
 /// Takes the memory of the buffers themselves, which the driver reports to be free (virtio 1.2 §5.5.6.7).
@@ -136,7 +136,7 @@ fn report(
         *reported = reported.saturating_add(len.into());
         backing.discard(mem, address, len.into());
     }
-    Ok(Served { written: 0, work: work(ranges, pages) })
+    Ok(Served { work: work(ranges, pages), ..Served::default() })
 }
 
 /// What discarding counts as in bytes moved: a system call for a range, and the freeing of each page.

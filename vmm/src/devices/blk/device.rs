@@ -20,7 +20,7 @@ use super::extents::{BlkError, Extent, Extents, RemovedExtent};
 use super::request::{
     MAX_DISCARD, MAX_DISCARD_RANGES, MAX_SEGMENT, MAX_SEGMENTS, MAX_ZERO, MAX_ZERO_RANGES, Request, Status,
 };
-use crate::api::SECTOR;
+use crate::api::{Rate, SECTOR};
 use crate::devices::queue::{BUDGET, Chain, Queues, Served, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
@@ -53,9 +53,11 @@ pub struct ImageDisk {
 }
 
 impl ImageDisk {
-    /// A disk without extents: its capacity is 0. Fails when the process has no descriptor left for its kick.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { extents: Extents::default(), queues: Queues::new(QUEUE_SIZES.len())?, interrupt: None })
+    /// A disk without extents: its capacity is 0. It is no faster than `rate`, where bytes are those read and written, and
+    /// flushes, too, are operations. Fails when the process has no descriptor left for its events.
+    pub fn new(rate: Rate) -> io::Result<Self> {
+        let queues = Queues::limited(QUEUE_SIZES.len(), rate)?;
+        Ok(Self { extents: Extents::default(), queues, interrupt: None })
     }
 
     /// Appends a regular file or block device, whose size is taken now, at the next multiple of 1 MiB, and tells the
@@ -119,14 +121,19 @@ fn serve(
     status.write_obj(code as u8, 0).map_err(|_| Violation)?;
     // The status counts only when there is no gap before it.
     let written = if done.written == room { done.written + 1 } else { done.written };
-    Ok(Served { written: u32::try_from(written).map_err(|_| Violation)?, work: done.work })
+    let written = u32::try_from(written).map_err(|_| Violation)?;
+    Ok(Served { written, work: done.work, limited: done.moved })
 }
 
-/// What executing a request came to: bytes written before its status, and bytes moved.
+/// What executing a request came to.
 #[derive(Debug, Default)]
 struct Done {
+    /// Bytes written before its status.
     written: usize,
+    /// Bytes moved, or as much work as that.
     work: usize,
+    /// Bytes read from the disk or written to it.
+    moved: usize,
 }
 
 fn execute(extents: &mut Extents, features: u64, request: Request<'_>) -> (Status, Done) {
@@ -135,33 +142,38 @@ fn execute(extents: &mut Extents, features: u64, request: Request<'_>) -> (Statu
             let result = extents.read(range, &into);
             // Of a read that failed it is not known how much was written.
             let written = if result.is_ok() { into.len() } else { 0 };
-            (result, Done { written, work: into.len() })
+            (result, Done { written, work: into.len(), moved: into.len() })
         }
         Request::Write { range, from } => {
             let result = extents.write(range, &from);
             // Without flushes a write is durable when it is done (virtio 1.2 §5.2.6.2).
             let cached = features & 1 << VIRTIO_BLK_F_FLUSH != 0;
             let result = if cached { result } else { result.and_then(|()| extents.flush()) };
-            (result, Done { written: 0, work: from.len() })
+            (result, Done { written: 0, work: from.len(), moved: from.len() })
         }
         // It can take long, let others have their turn after it.
-        Request::Flush => (extents.flush(), Done { written: 0, work: BUDGET }),
+        Request::Flush => (extents.flush(), Done { work: BUDGET, ..Done::default() }),
         Request::GetId { into } => {
             let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
             for (to, from) in id.iter_mut().zip(SERIAL) {
                 *to = *from;
             }
-            (Ok(()), Done { written: into.fill(&id), work: 0 })
+            (Ok(()), Done { written: into.fill(&id), ..Done::default() })
         }
         Request::Discard { ranges } => {
             let work = ranges.len() * RANGE_WORK;
-            (ranges.into_iter().try_for_each(|range| extents.discard(range)), Done { written: 0, work })
+            (
+                ranges.into_iter().try_for_each(|range| extents.discard(range)),
+                Done { work, ..Done::default() },
+            )
         }
         Request::WriteZeroes { ranges } => {
             let work = ranges.len() * RANGE_WORK;
+            // Where a file system can't deallocate they are written.
+            let moved = ranges.iter().map(|(range, _)| range.bytes()).sum();
             let mut ranges = ranges.into_iter();
             let result = ranges.try_for_each(|(range, unmap)| extents.write_zeroes(range, unmap));
-            (result, Done { written: 0, work })
+            (result, Done { written: 0, work, moved })
         }
     };
     (if result.is_ok() { Status::Ok } else { Status::IoError }, done)

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::ImageDisk;
+use crate::api::Rate;
 use crate::virtio::hostile::{Input, memory, play};
 use crate::virtio::mock::{MockDriver, WRITE};
 
@@ -35,7 +36,7 @@ pub fn contents(file: &File) -> Vec<u8> {
 /// change any more either.
 pub fn run(bytes: &[u8]) {
     let [first, second, third] = [1, 2, 3].map(|fill| file(&[fill; SECTORS * 512]));
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     for (file, read_only) in [(&first, true), (&second, false), (&third, true)] {
         disk.add_extent(file.try_clone().unwrap(), read_only).unwrap();
     }

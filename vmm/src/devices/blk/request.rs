@@ -42,6 +42,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// Its length in bytes, or as many as a number can say.
+    pub(super) fn bytes(self) -> usize {
+        usize::try_from(self.sectors.saturating_mul(SECTOR)).unwrap_or(usize::MAX)
+    }
+
     /// The first sector after the range, unless that is beyond what 64 bits can say.
     pub(super) fn end(self) -> Option<u64> {
         self.start.checked_add(self.sectors)

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::hostile::{self, contents, file};
 use super::{BlkError, Extent, ImageDisk};
+use crate::api::Rate;
 use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, NEXT, WRITE, descriptor};
@@ -46,7 +47,7 @@ fn pattern(sectors: usize) -> Vec<u8> {
 
 /// A disk of one extent per file and flag, active.
 fn disk(extents: &[(&File, bool)]) -> MockDriver<ImageDisk> {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     for (file, read_only) in extents {
         disk.add_extent(file.try_clone().unwrap(), *read_only).unwrap();
     }
@@ -87,7 +88,7 @@ fn a_new_disk_has_a_size_but_nothing_to_read() {
 
 #[test]
 fn extents_begin_at_multiples_of_a_mebibyte_and_never_at_sector_0() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
 
     let extents = [3, 2048, 1].map(|sectors| disk.add_extent(file(&pattern(sectors)), true).unwrap());
 
@@ -130,7 +131,7 @@ fn a_removed_extent_is_out_of_reach_and_its_sectors_are_never_used_again() {
 
 #[test]
 fn a_full_disk_has_room_again_for_each_extent_that_is_removed() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     let add = |disk: &mut ImageDisk| disk.add_extent(file(&pattern(1)), true);
     let starts: Vec<_> = (0..255).map(|_| add(&mut disk).unwrap().start).collect();
     assert!(matches!(add(&mut disk), Err(BlkError::Full)));
@@ -143,7 +144,7 @@ fn a_full_disk_has_room_again_for_each_extent_that_is_removed() {
 
 #[test]
 fn an_extent_of_no_or_broken_sectors_is_refused() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
 
     for size in [0, 511, 513] {
         let error = disk.add_extent(file(&vec![0; size]), true).unwrap_err();
@@ -154,7 +155,7 @@ fn an_extent_of_no_or_broken_sectors_is_refused() {
 
 #[test]
 fn an_extent_that_is_no_file_is_refused() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     let null = File::open("/dev/null").unwrap();
 
     assert!(matches!(disk.add_extent(null, true), Err(BlkError::Type)));
@@ -168,7 +169,7 @@ fn a_file_opened_the_wrong_way_is_refused() {
     let open = |read, write, flags| {
         OpenOptions::new().read(read).write(write).custom_flags(flags).open(&path).unwrap()
     };
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
 
     for (file, read_only) in [
         (open(true, false, 0), false),
@@ -185,7 +186,7 @@ fn a_file_opened_the_wrong_way_is_refused() {
 
 #[test]
 fn the_disk_has_as_many_extents_as_a_disk_has_partitions() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     let image = file(&pattern(1));
     for _ in 0..255 {
         disk.add_extent(image.try_clone().unwrap(), true).unwrap();
@@ -196,7 +197,7 @@ fn the_disk_has_as_many_extents_as_a_disk_has_partitions() {
 
 #[test]
 fn the_configuration_space_says_what_the_device_can_do() {
-    let disk = ImageDisk::new().unwrap();
+    let disk = ImageDisk::new(Rate::default()).unwrap();
     let word = |offset| u32::from_le_bytes(config(&disk, offset));
 
     assert_eq!((word(8), word(12), word(20)), (64 << 10, 254, 512), "size_max, seg_max, blk_size");
@@ -584,9 +585,48 @@ proptest! {
 
 #[test]
 fn a_disk_with_extents_is_not_saved() {
-    let mut disk = ImageDisk::new().unwrap();
+    let mut disk = ImageDisk::new(Rate::default()).unwrap();
     assert_eq!(disk.save(), Ok(()));
     disk.add_extent(file(&[0; 512]), true).unwrap();
     let error = disk.save().unwrap_err().to_string();
     assert!(error.contains("it has 1 extents"), "{error}");
+}
+
+#[test]
+fn requests_over_the_limit_wait_and_are_served_by_themselves() {
+    let mut disk = ImageDisk::new(Rate { bytes: 0, operations: 40 }).unwrap();
+    disk.add_extent(file(&pattern(64)), true).unwrap();
+    let mut driver = MockDriver::new(disk);
+    let features = driver.offered();
+    driver.activate(features);
+    let mut waits = 0;
+    for sector in 0..45 {
+        driver.push(0, &[&header(IN, FIRST + sector)], &[512, 1]);
+        driver.kick(0);
+        let mut used = driver.used(0);
+        // Once the limit closes each waits for the timer, without a kick.
+        while used.is_empty() {
+            waits += 1;
+            driver.wait();
+            used = driver.used(0);
+        }
+        assert_eq!(used[0].written[..512], pattern(64)[sector as usize * 512..][..512]);
+    }
+    assert!(waits > 0, "45 requests are more than a second's worth");
+}
+
+#[test]
+fn bytes_are_counted_and_a_reset_does_not_help() {
+    let mut disk = ImageDisk::new(Rate { bytes: 4096, operations: 0 }).unwrap();
+    disk.add_extent(file(&pattern(64)), false).unwrap();
+    let mut driver = MockDriver::new(disk);
+    let features = driver.offered();
+    driver.activate(features);
+    // Two seconds' worth is served, and paid for afterwards.
+    assert_eq!(request(&mut driver, &[&header(OUT, FIRST), &[7; 8192]], &[1]).0, OK);
+    driver.reset();
+    driver.activate(features);
+    driver.push(0, &[&header(FLUSH, 0)], &[1]);
+    driver.kick(0);
+    assert!(driver.used(0).is_empty());
 }

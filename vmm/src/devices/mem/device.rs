@@ -174,7 +174,7 @@ fn serve(
     };
     let response = response(answer);
     writer.write_all(&response).map_err(|_| Violation)?;
-    Ok(Served { written: u32::try_from(response.len()).unwrap_or(0), work })
+    Ok(Served { written: u32::try_from(response.len()).unwrap_or(0), work, ..Served::default() })
 }
 
 impl VirtioDevice for Mem {

@@ -20,6 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::rx::{Outcome, Receiver};
 use super::tap::{Offloads, Port, Tap, TapError};
 use super::tx::Sender;
+use crate::api::Rate;
+use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Drained, Kicks, Violation};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
@@ -27,8 +29,10 @@ use crate::virtio::{ActivateError, Active, VirtioDevice};
 const QUEUE_SIZES: [u16; 2] = [256; 2];
 const RX: usize = 0;
 const TX: usize = 1;
-/// The event of the port, after those of the queues.
+/// The event of the port, after those of the queues, and those of the limits.
 const PORT: usize = 2;
+const RX_LIMIT: usize = 3;
+const TX_LIMIT: usize = 4;
 const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_MAC
@@ -89,17 +93,22 @@ pub struct Net {
     epoll: Epoll,
     link: Link,
     state: State,
+    rx_limiter: Limiter,
+    tx_limiter: Limiter,
 }
 
 impl Net {
-    /// A network device without a tap. Fails when the process has no descriptor left.
-    pub fn new() -> io::Result<Self> {
+    /// A network device without a tap, that is no faster than `rate` in each direction. Fails when the process has no
+    /// descriptor left.
+    pub fn new(rate: Rate) -> io::Result<Self> {
         Ok(Self {
             mac: random_mac(),
             kicks: Kicks::new(QUEUE_SIZES.len())?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             link: Link::Down,
             state: State::Inactive,
+            rx_limiter: Limiter::new(rate)?,
+            tx_limiter: Limiter::new(rate)?,
         })
     }
 
@@ -203,14 +212,15 @@ impl Net {
         if source == RX {
             receiver.refilled();
         }
-        if source != TX
+        if matches!(source, RX | PORT | RX_LIMIT)
             && let Some(port) = port
-            && let unplugged @ Outcome::Unplugged(_) = receiver.serve(port, rx, mem, interrupt)?
+            && let unplugged @ Outcome::Unplugged(_) =
+                receiver.serve(port, rx, mem, interrupt, &mut self.rx_limiter)?
         {
             return Ok(unplugged);
         }
-        if source == TX || (source == PORT && sender.wants_room()) {
-            let (drained, outcome) = sender.serve(port, tx, mem, interrupt)?;
+        if matches!(source, TX | TX_LIMIT) || (source == PORT && sender.wants_room()) {
+            let (drained, outcome) = sender.serve(port, tx, mem, interrupt, &mut self.tx_limiter)?;
             if drained == Drained::More {
                 self.kicks.repeat(TX);
             }
@@ -292,10 +302,17 @@ impl MutEventSubscriber for Net {
         if let Err(error) = ops.add(Events::with_data(&self.epoll.0, PORT as u32, EventSet::IN)) {
             eprintln!("network device: can't watch taps: {error}");
         }
+        self.rx_limiter.watch(ops, RX_LIMIT as u32, "network device");
+        self.tx_limiter.watch(ops, TX_LIMIT as u32, "network device");
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         let source = self.kicks.acknowledge(&events);
+        match source {
+            RX_LIMIT => self.rx_limiter.acknowledge(),
+            TX_LIMIT => self.tx_limiter.acknowledge(),
+            _ => {}
+        }
         match self.serve(source) {
             Ok(Outcome::Served) => {
                 if let Err(error) = self.watch() {

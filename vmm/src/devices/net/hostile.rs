@@ -4,12 +4,13 @@
 
 use super::wire::wire;
 use super::{MAX_FRAME, Net};
+use crate::api::Rate;
 use crate::virtio::hostile::{Input, memory, play};
 use crate::virtio::mock::{BUFFERS, MockDriver, WRITE};
 
 /// Does to a network device, as its guest and as its network, what `bytes` say.
 pub fn run(bytes: &[u8]) {
-    let mut driver = MockDriver::with_memory(Net::new().unwrap(), memory());
+    let mut driver = MockDriver::with_memory(Net::new(Rate::default()).unwrap(), memory());
     let mut network = None;
     play(&mut driver, Input::new(bytes), |driver, input| {
         match (input.u8() % 8, &network) {

@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryMmap;
 use super::tap::Port;
 use super::used::{needs_interrupt, publish};
 use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME};
+use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Violation, next_chain};
 use crate::virtio::Interrupt;
 
@@ -32,6 +33,8 @@ pub(super) struct Receiver {
     frame: Option<usize>,
     /// The guest has no buffers for that frame: none is taken from the port before it has.
     starved: bool,
+    /// So many have been given that the next has to wait.
+    limited: bool,
     mergeable: bool,
 }
 
@@ -46,12 +49,12 @@ enum Given {
 
 impl Receiver {
     pub(super) fn new(mergeable: bool) -> Self {
-        Self { buffer: vec![0; MAX_FRAME], frame: None, starved: false, mergeable }
+        Self { buffer: vec![0; MAX_FRAME], frame: None, starved: false, limited: false, mergeable }
     }
 
     /// Whether to watch the port for frames.
     pub(super) fn wants_frames(&self) -> bool {
-        !self.starved
+        !self.starved && !self.limited
     }
 
     /// The guest may have new buffers.
@@ -65,19 +68,25 @@ impl Receiver {
         self.starved = false;
     }
 
-    /// Gives the guest a bounded number of frames, while the port has some and the guest has buffers.
+    /// Gives the guest a bounded number of frames, while the port has some, the guest has buffers and the limiter is open.
     pub(super) fn serve(
         &mut self,
         port: &dyn Port,
         queue: &mut Queue,
         mem: &GuestMemoryMmap,
         interrupt: &Interrupt,
+        limiter: &mut Limiter,
     ) -> Result<Outcome, Violation> {
         let before = queue.next_used();
         let mut outcome = Outcome::Served;
+        self.limited = false;
         queue.disable_notification(mem)?;
         for _ in 0..FRAMES {
             if self.starved {
+                break;
+            }
+            self.limited = !limiter.is_open();
+            if self.limited {
                 break;
             }
             let len = match self.frame {
@@ -99,6 +108,9 @@ impl Receiver {
             };
             let frame = self.buffer.get_mut(..len).unwrap_or_default();
             self.starved = give(frame, self.mergeable, queue, mem)? == Given::Starved;
+            if !self.starved {
+                limiter.pass((len - HEADER) as u64);
+            }
             self.frame = self.starved.then_some(len);
         }
         if needs_interrupt(queue, mem, before)? {

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::tap::Offloads;
 use super::wire::{Peer, wire};
 use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME, Net, hostile};
+use crate::api::Rate;
 use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, Used, WRITE};
@@ -28,7 +29,7 @@ fn all_features(driver: &MockDriver<Net>) -> u64 {
 
 /// A device whose driver is ready and whose link is up.
 fn plugged() -> (MockDriver<Net>, Peer) {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
     driver.activate(features);
     let peer = plug(&mut driver);
@@ -70,7 +71,7 @@ fn written(used: &[Used]) -> Vec<u8> {
 
 #[test]
 fn link_is_down_until_a_tap_is_attached_and_the_driver_is_told() {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
     driver.activate(features);
     assert!(!link_is_up(&driver));
@@ -89,7 +90,7 @@ fn address_is_local_and_of_its_own() {
         net.read_config(0, &mut mac);
         mac
     };
-    let (a, b) = (Net::new().unwrap(), Net::new().unwrap());
+    let (a, b) = (Net::new(Rate::default()).unwrap(), Net::new(Rate::default()).unwrap());
     assert_eq!(address(&a)[0], 2);
     assert_ne!(address(&a), address(&b));
 }
@@ -107,7 +108,7 @@ fn second_tap_takes_the_place_of_the_first() {
 
 #[test]
 fn descriptor_that_is_no_tap_is_refused_with_the_reason() {
-    let mut net = Net::new().unwrap();
+    let mut net = Net::new(Rate::default()).unwrap();
     let error = net.attach(File::open("/dev/null").unwrap()).unwrap_err();
     assert!(error.source().unwrap().to_string().contains("TUNSETIFF"), "{error:?}");
 }
@@ -115,7 +116,7 @@ fn descriptor_that_is_no_tap_is_refused_with_the_reason() {
 #[test]
 fn offloads_follow_the_driver() {
     let tso4 = FEATURES | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let peer = plug(&mut driver);
     driver.activate(tso4);
     driver.reset();
@@ -129,7 +130,7 @@ fn offloads_follow_the_driver() {
     ];
     assert_eq!(peer.offloads(), expected);
 
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     driver.activate(tso4);
     assert_eq!(plug(&mut driver).offloads(), [Offloads { checksum: true, tso4: true, tso6: false }]);
 }
@@ -256,7 +257,7 @@ fn full_receive_queue_never_freezes() {
 
 #[test]
 fn without_mergeable_buffers_a_frame_too_large_is_dropped_and_the_buffer_kept() {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver) & !(1 << VIRTIO_NET_F_MRG_RXBUF);
     driver.activate(features);
     let peer = plug(&mut driver);
@@ -272,7 +273,7 @@ fn without_mergeable_buffers_a_frame_too_large_is_dropped_and_the_buffer_kept() 
 
 #[test]
 fn frame_larger_than_all_buffers_together_is_dropped() {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
     driver.activate_sized(features, &[4, 4]);
     let peer = plug(&mut driver);
@@ -354,7 +355,7 @@ fn full_port_holds_frames_back_and_loses_none() {
 
 #[test]
 fn frames_without_a_link_are_dropped() {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
     driver.activate(features);
     driver.push(TX, &[&frame(1, 100)], &[]);
@@ -426,7 +427,7 @@ fn port_that_fails_while_it_is_not_watched_does_not_spin() {
 
 #[test]
 fn nothing_is_taken_from_the_port_before_the_driver_is_ready_or_after_reset() {
-    let mut driver = MockDriver::new(Net::new().unwrap());
+    let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
     let peer = plug(&mut driver);
     assert!(peer.send(&frame(1, 100)));
@@ -551,7 +552,7 @@ proptest! {
 fn a_copy_has_the_same_address_and_its_link_is_down() {
     let (saved, _peer) = plugged();
     let state = saved.device().save().unwrap();
-    let mut copy = MockDriver::new(Net::new().unwrap());
+    let mut copy = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&copy);
     copy.activate(features);
     assert_eq!(copy.device().restore(&state), Ok(()));
@@ -569,4 +570,37 @@ fn a_copy_has_the_same_address_and_its_link_is_down() {
     copy.push(TX, &[&frame(1, 100)], &[]);
     copy.kick(TX);
     assert_eq!(peer.receive().map(|frame| frame.len()), Some(100));
+}
+
+#[test]
+fn frames_over_the_limit_wait_in_each_direction_and_pass_by_themselves() {
+    let mut driver = MockDriver::new(Net::new(Rate { bytes: 0, operations: 40 }).unwrap());
+    let features = all_features(&driver);
+    driver.activate(features);
+    let peer = plug(&mut driver);
+    // Once a limit closes each frame waits for a timer, and nobody kicks.
+    let mut waits = [0, 0];
+    for number in 0..45 {
+        driver.push(TX, &[&frame(number, 60)], &[]);
+        driver.kick(TX);
+        while driver.used(TX).is_empty() {
+            waits[TX] += 1;
+            driver.wait();
+        }
+        assert_eq!(peer.receive().unwrap(), frame(number, 60));
+    }
+    for number in 0..45 {
+        driver.push(RX, &[], &[2048]);
+        driver.kick(RX);
+        assert!(peer.send(&frame(number, 60)));
+        driver.run();
+        let mut used = driver.used(RX);
+        while used.is_empty() {
+            waits[RX] += 1;
+            driver.wait();
+            used = driver.used(RX);
+        }
+        assert_eq!(written(&used), merged(frame(number, 60), 1));
+    }
+    assert!(waits.iter().all(|waits| *waits > 0), "45 frames are more than a second's worth: {waits:?}");
 }

@@ -9,7 +9,8 @@ use vm_memory::GuestMemoryMmap;
 
 use super::rx::Outcome;
 use super::tap::Port;
-use super::{FRAMES, MAX_FRAME, MIN_FRAME};
+use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME};
+use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Chain, Drained, Violation, next_chain};
 use crate::virtio::Interrupt;
 
@@ -24,8 +25,8 @@ pub(super) struct Sender {
 /// What came of sending one frame.
 #[derive(Debug)]
 enum Sent {
-    /// It was sent, or can't be and was dropped.
-    Done,
+    /// It was sent, or can't be and was dropped. How many bytes.
+    Done(usize),
     /// The port takes no more for now.
     Blocked,
     /// The port failed for good.
@@ -48,26 +49,31 @@ impl Sender {
     }
 
     /// Sends a bounded number of the guest's frames, while the port takes them. Without a port they are dropped, as on
-    /// a cable that leads nowhere. [`Drained::More`] when the bound was reached.
+    /// a cable that leads nowhere. [`Drained::More`] when the bound was reached, [`Drained::Limited`] when the limiter closed.
     pub(super) fn serve(
         &mut self,
         port: Option<&dyn Port>,
         queue: &mut Queue,
         mem: &GuestMemoryMmap,
         interrupt: &Interrupt,
+        limiter: &mut Limiter,
     ) -> Result<(Drained, Outcome), Violation> {
         let before = queue.next_used();
         let mut result = (Drained::More, Outcome::Served);
         self.blocked = false;
         queue.disable_notification(mem)?;
         for _ in 0..FRAMES {
+            if !limiter.is_open() {
+                result.0 = Drained::Limited;
+                break;
+            }
             let Some(chain) = next_chain(queue, mem)? else {
                 result.0 = Drained::Empty;
                 break;
             };
             let head = chain.head_index();
             match self.send(&chain, port, mem)? {
-                Sent::Done => {}
+                Sent::Done(bytes) => limiter.pass(bytes as u64),
                 Sent::Blocked => {
                     queue.go_to_previous_position();
                     self.blocked = true;
@@ -94,23 +100,23 @@ impl Sender {
         port: Option<&dyn Port>,
         mem: &GuestMemoryMmap,
     ) -> Result<Sent, Violation> {
-        let Some(port) = port else { return Ok(Sent::Done) };
+        let Some(port) = port else { return Ok(Sent::Done(0)) };
         let mut reader = chain.reader(mem)?;
         let len = reader.available_bytes();
         if len < MIN_FRAME {
-            return Ok(Sent::Done);
+            return Ok(Sent::Done(0));
         }
-        let Some(frame) = self.buffer.get_mut(..len) else { return Ok(Sent::Done) };
+        let Some(frame) = self.buffer.get_mut(..len) else { return Ok(Sent::Done(0)) };
         reader.read_exact(frame).map_err(|_| Violation)?;
         loop {
             return Ok(match port.send(frame) {
-                Ok(()) => Sent::Done,
+                Ok(()) => Sent::Done(len - HEADER),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
                 Err(error) if is_final(&error) => Sent::Unplugged(error),
                 // The frame is no good (EINVAL), the tap is down (EIO), or there is no memory for it: a network may
                 // lose frames.
-                Err(_) => Sent::Done,
+                Err(_) => Sent::Done(0),
             });
         }
     }

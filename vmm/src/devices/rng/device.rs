@@ -48,7 +48,7 @@ fn serve(mem: &GuestMemoryMmap, chain: &Chain) -> Result<Served, Violation> {
         written += chunk.len();
     }
     // MAX_REQUEST fits.
-    Ok(Served { written: u32::try_from(written).unwrap_or(0), work: written })
+    Ok(Served { written: u32::try_from(written).unwrap_or(0), work: written, ..Served::default() })
 }
 
 impl VirtioDevice for Rng {

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_LEN, Header};
+use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain, next_chain};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
@@ -111,7 +112,9 @@ impl Vsock {
         match source {
             RX if matches!(reset, Reset::None) => self.muxer.set_reading(true),
             TX => {
-                let drained = drain(tx, mem, interrupt, |chain| take_packet(mem, &chain, &mut self.muxer))?;
+                let drained = drain(tx, mem, interrupt, &mut Limiter::default(), |chain| {
+                    take_packet(mem, &chain, &mut self.muxer)
+                })?;
                 if drained == Drained::More {
                     self.kicks.repeat(TX);
                 }
@@ -144,7 +147,7 @@ fn take_packet(mem: &GuestMemoryMmap, chain: &Chain, muxer: &mut Muxer) -> Resul
         return Err(Violation);
     }
     muxer.receive(&header, &mut reader);
-    Ok(Served { written: 0, work: len })
+    Ok(Served { work: len, ..Served::default() })
 }
 
 /// Gives the guest packets while it has room for them.

@@ -79,6 +79,8 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_epoll_ctl [] [Main, Cpu, Io] "what is waited for";
     SYS_epoll_create1 [] [Main] "the event loop of a thread that is to be started";
     SYS_eventfd2 [] [Main] "the end of such a thread";
+    SYS_timerfd_settime [] [Main, Io] "when a device that is limited goes on";
+    SYS_clock_gettime [] [Main, Io] "how long a limited device has waited, where the kernel's clock can't be read without a call";
     SYS_poll [] [Main, Cpu] "room for the last message to the owner, and for a byte of the console";
 
     SYS_accept4 [] [Main] "the host's connections to the guest's sockets";
