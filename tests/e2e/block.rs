@@ -18,7 +18,7 @@ use monohull_tests::leaks::Census;
 use crate::containers::id;
 use crate::failures::vmm_of;
 use crate::leaks::assert_nothing_beyond;
-use crate::{Case, Group, pods, sandbox};
+use crate::{Case, Group, limits, pods, sandbox};
 
 /// The tests of the engine whose erofs snapshots have a writable layer in a directory.
 const CASES: &[Case] = &[
@@ -31,6 +31,7 @@ const CASES: &[Case] = &[
     ("a_raw_volume_is_read_and_written", raw),
     ("a_raw_volume_without_w_in_its_rule_is_read_only", raw_read_only),
     ("a_raw_volume_is_let_go_with_its_last_container", released),
+    ("a_disk_is_no_faster_than_the_settings_say", limits::disk),
     ("a_device_that_cannot_be_passed_is_refused_by_name", refused),
     ("file_systems_in_files_are_mounted_and_synced_to_the_host", ext4),
     ("a_read_only_file_system_in_a_file_stays_as_it_is", ext4_read_only),
@@ -41,7 +42,7 @@ const CASES: &[Case] = &[
 const SIZED_CASES: &[Case] = &[("erofs_with_default_size_keeps_what_is_written_in_a_file", erofs_sized)];
 
 /// Fits what is made in it: busybox and a few files.
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 pub(crate) fn groups() -> [Group; 2] {
     let sized = "[plugins.\"io.containerd.snapshotter.v1.erofs\"]\ndefault_size = \"64MiB\"\n";
@@ -301,13 +302,13 @@ fn blockfile(engine: &Engine) {
 }
 
 /// A loop device over a new file; detached and removed when dropped.
-struct Loop {
+pub(crate) struct Loop {
     file: PathBuf,
     device: String,
 }
 
 impl Loop {
-    fn new(engine: &Engine, size: u64) -> Self {
+    pub(crate) fn new(engine: &Engine, size: u64) -> Self {
         let file = engine.scratch().join(id("disk"));
         File::create(&file).expect("a disk").set_len(size).expect("its size");
         Self::of(file)
@@ -318,7 +319,7 @@ impl Loop {
         Self { file, device }
     }
 
-    fn option(&self, place: &str, access: &str) -> String {
+    pub(crate) fn option(&self, place: &str, access: &str) -> String {
         format!("{}:{place}:{access}", self.device)
     }
 }

@@ -24,6 +24,7 @@ mod failures;
 mod fork;
 mod leaks;
 mod lifecycle;
+mod limits;
 mod matrix;
 mod mirrors;
 mod network;

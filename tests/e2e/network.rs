@@ -4,14 +4,14 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
 
-use monohull_tests::engine::{Engine, Output, Run, finish};
+use monohull_tests::engine::{Engine, Run, finish};
 use monohull_tests::leaks::Census;
 use monohull_tests::network::{Namespace, ip};
 
-use crate::Case;
 use crate::containers::id;
 use crate::failures::shim_of;
 use crate::leaks::assert_nothing_beyond;
+use crate::{Case, limits};
 
 /// With CNI's plugins and namespaces of the tests' own.
 pub(crate) const CASES: &[Case] = &[
@@ -26,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     ("network::a_namespace_of_another_pod_is_refused", shared_namespace),
     ("network::the_hosts_interface_counts_what_the_pod_sends_and_receives", counters),
     ("network::data_arrives_unchanged_in_both_directions", transfer),
+    ("network::an_interface_is_no_faster_than_the_settings_say", limits::network),
     ("network::port_forward_reaches_what_listens_on_the_guests_localhost", port_forward),
     ("network::a_pod_with_a_network_leaves_nothing", leaves_nothing),
 ];
@@ -33,20 +34,21 @@ pub(crate) const CASES: &[Case] = &[
 /// Starts a container that sleeps in a namespace.
 fn start(engine: &Engine, namespace: &Namespace) -> String {
     let id = id("net");
-    let output = run_in(engine, &id, namespace);
+    let output = engine.run(&run_in(&id, namespace));
     assert_eq!(output.code(), 0, "{}{}", output.stderr, engine.log());
     id
 }
 
-fn run_in(engine: &Engine, id: &str, namespace: &Namespace) -> Output {
+/// A container that sleeps in a namespace.
+pub(crate) fn run_in(id: &str, namespace: &Namespace) -> Run {
     let mut run = Run::new(id, &["sleep", "1000"]);
     run.detach = true;
     run.extra = vec!["--with-ns".into(), format!("network:{}", namespace.path().display())];
-    engine.run(&run)
+    run
 }
 
 /// What a command in a container prints. It must succeed.
-fn inside(engine: &Engine, id: &str, words: &[&str]) -> String {
+pub(crate) fn inside(engine: &Engine, id: &str, words: &[&str]) -> String {
     let output = engine.exec(id, words);
     assert_eq!(output.code(), 0, "{words:?}: {}{}", output.text(), output.stderr);
     output.text()
@@ -83,7 +85,7 @@ fn host_local(subnets: &[&str], routes: &[&str]) -> String {
     )
 }
 
-fn ptp_config(subnets: &[&str], routes: &[&str]) -> String {
+pub(crate) fn ptp_config(subnets: &[&str], routes: &[&str]) -> String {
     format!(r#""type": "ptp", "mtu": 1400, {}"#, host_local(subnets, routes))
 }
 
@@ -226,7 +228,7 @@ fn unsupported_link(engine: &Engine) {
     namespace.run(&["ip", "tuntap", "add", "dev", "vpn0", "mode", "tun"]);
     namespace.run(&["ip", "link", "set", "vpn0", "up"]);
     let id = id("refused");
-    let output = run_in(engine, &id, &namespace);
+    let output = engine.run(&run_in(&id, &namespace));
     assert_ne!(output.code(), 0);
     assert!(output.stderr.contains("interface vpn0 is of kind tun"), "{}", output.stderr);
     engine.remove(&id);
@@ -237,7 +239,7 @@ fn shared_namespace(engine: &Engine) {
     namespace.add("eth0", &ptp_config(&["10.90.8.0/24"], &[]));
     let first = start(engine, &namespace);
     let second = id("refused");
-    let output = run_in(engine, &second, &namespace);
+    let output = engine.run(&run_in(&second, &namespace));
     assert_ne!(output.code(), 0);
     assert!(output.stderr.contains("must be of one pod"), "{}", output.stderr);
     inside(engine, &first, &ping("10.90.8.1"));
@@ -246,7 +248,7 @@ fn shared_namespace(engine: &Engine) {
 }
 
 /// Serves one connection on a port of the host: sends `data`, if any, and returns what comes.
-fn exchange(data: Vec<u8>) -> (u16, thread::JoinHandle<Vec<u8>>) {
+pub(crate) fn exchange(data: Vec<u8>) -> (u16, thread::JoinHandle<Vec<u8>>) {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a port of the host");
     let port = listener.local_addr().expect("its number").port();
     let serve = move || {
@@ -263,7 +265,7 @@ fn exchange(data: Vec<u8>) -> (u16, thread::JoinHandle<Vec<u8>>) {
 }
 
 /// Bytes that tell their places.
-fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
