@@ -4,6 +4,8 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use proptest::prelude::*;
 use vm_memory::GuestMemoryMmap;
 
+mod model;
+
 const MEMORY: usize = 1 << 20;
 const DEVICE_FEATURE: u64 = 1 << 5;
 
