@@ -246,3 +246,6 @@ fn size(file: &mut File) -> Result<u64, BlkError> {
         Err(BlkError::Type)
     }
 }
+
+#[cfg(test)]
+mod tests;
