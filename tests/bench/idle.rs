@@ -28,9 +28,11 @@ pub(crate) fn start(engine: &Engine, runtime: &str) -> io::Result<String> {
     }
 }
 
-/// What the host has less of for each of [`PODS`] pods that sleep: everything counted, kernel and containerd too.
+/// What the host has less of for each of [`PODS`] pods that sleep: everything counted, kernel and containerd too; and what the
+/// processes of one of them have, beside others of its kind.
 pub(crate) fn memory_of_each(engine: &Engine, report: &mut Report) -> io::Result<()> {
     let mut table = Table::new(&["MiB a pod", "of the host's available memory"]);
+    let mut processes = Vec::new();
     let cold = without_templates(engine)?;
     for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL), ("Monohull, cold boot", &cold)] {
         // What the first one brings in is there for all.
@@ -41,21 +43,12 @@ pub(crate) fn memory_of_each(engine: &Engine, report: &mut Report) -> io::Result
         }
         let each = before.saturating_sub(available_kib()?) as f64 / 1024.0 / f64::from(PODS);
         table.row(&[name.to_owned(), format!("{each:.1}")]);
+        processes.push((name, resident(name)));
         pods.iter().for_each(|id| drop(engine.remove(id)));
     }
     report.table(&format!("Memory of an idle pod, one of {PODS} beside another"), &table);
-    Ok(())
-}
-
-/// The boot timeline and the memory of the processes of a pod.
-pub(crate) fn pod(engine: &Engine, report: &mut Report) -> io::Result<()> {
-    for (name, runtime) in [("runc", RUNC), ("Monohull", MONOHULL)] {
-        let id = start(engine, runtime)?;
-        if runtime == MONOHULL {
-            timeline(&id)?;
-        }
-        report.table(&format!("Resident memory with {name}"), &resident(name));
-        engine.remove(&id);
+    for (name, table) in processes {
+        report.table(&format!("Resident memory of one of {} pods, {name}", PODS + 1), &table);
     }
     Ok(())
 }
@@ -77,10 +70,13 @@ pub(crate) fn resident(runtime: &str) -> Table {
     table
 }
 
-fn timeline(pod: &str) -> io::Result<()> {
-    println!("\n### Boot timeline of one pod\n");
+/// The timeline of a pod's start.
+pub(crate) fn timeline(engine: &Engine) -> io::Result<()> {
+    let pod = start(engine, MONOHULL)?;
+    println!("\n### Timeline of one pod's start\n");
     println!("```");
-    let status = Command::new("monohull").args(["trace", pod]).stdin(Stdio::null()).status()?;
+    let status = Command::new("monohull").args(["trace", &pod]).stdin(Stdio::null()).status()?;
     println!("```");
+    engine.remove(&pod);
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("`monohull trace {pod}` failed"))) }
 }

@@ -109,7 +109,7 @@ fn all(report: &mut Report) -> Result<()> {
 fn start(engine: &Engine, report: &mut Report) -> Result<()> {
     start::ctr_run(engine, report)?;
     idle::memory_of_each(engine, report)?;
-    idle::pod(engine, report)
+    idle::timeline(engine)
 }
 
 fn pods(report: &mut Report) -> Result<()> {
