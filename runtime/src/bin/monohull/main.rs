@@ -2,6 +2,7 @@
 
 mod check;
 mod failure;
+mod migrate;
 mod prepare;
 mod process;
 mod ps;
@@ -41,6 +42,7 @@ enum Command {
     Ps(ps::Arguments),
     Trace(trace::Arguments),
     Template(template::Arguments),
+    MigrateConfig(migrate::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Ps(arguments) => ps::ps(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
         Command::Template(arguments) => template::template(&arguments),
+        Command::MigrateConfig(arguments) => migrate::migrate(&arguments),
     };
     match result {
         Ok(code) => ExitCode::from(code),
