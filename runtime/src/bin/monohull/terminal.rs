@@ -59,7 +59,9 @@ impl Raw {
 
 /// Raw mode, and a screen of our own in place of what the terminal has shown, which comes back when this is dropped, or at a panic.
 #[derive(Debug)]
-pub(crate) struct Screen(#[expect(dead_code, reason = "it restores the terminal")] Raw);
+pub(crate) struct Screen {
+    _raw: Raw,
+}
 
 impl Screen {
     /// Takes the terminal over.
@@ -67,7 +69,7 @@ impl Screen {
         let raw = Raw::enter(terminal)?;
         SCREEN.store(true, Ordering::Relaxed);
         write(terminal, ENTER_SCREEN)?;
-        Ok(Self(raw))
+        Ok(Self { _raw: raw })
     }
 }
 
@@ -106,8 +108,12 @@ mod tests {
 
     use super::*;
 
+    /// A process has one terminal in raw mode at a time.
+    static TURN: Mutex<()> = Mutex::new(());
+
     #[test]
     fn terminal_is_raw_until_the_guard_goes_or_a_panic_comes() {
+        let _turn = TURN.lock().unwrap();
         let pty = openpty(None, None).unwrap();
         let cooked = || {
             let modes = termios::tcgetattr(&pty.slave).unwrap().local_modes;
@@ -129,6 +135,7 @@ mod tests {
     #[test]
     fn a_screen_of_our_own_goes_as_it_came() {
         use std::io::Read;
+        let _turn = TURN.lock().unwrap();
         let pty = openpty(None, None).unwrap();
         let mut master = std::fs::File::from(pty.master);
         let mut shown = |length| {
