@@ -19,12 +19,12 @@ use crate::containers::id;
 use crate::failures::{shim_of, vmm_of};
 
 pub(crate) const CASES: &[Case] = &[
-    ("metrics_of_a_pod_agree_with_the_hosts_own_figures", agreement),
-    ("starts_and_ends_of_pods_are_counted_when_they_are_gone", counters),
-    ("metrics_are_served_by_http_until_the_server_is_ended", served),
-    ("top_shows_a_pod_with_what_it_uses", top),
+    ("metrics::figures_of_a_pod_agree_with_the_hosts_own", agreement),
+    ("metrics::starts_and_ends_of_pods_are_counted_when_they_are_gone", counters),
+    ("metrics::figures_are_served_by_http_until_the_server_is_ended", served),
+    ("metrics::top_shows_a_pod_with_what_it_uses", top),
 ];
-pub(crate) const CRI_CASES: &[Case] = &[("metrics_know_pods_by_their_kubernetes_names", names)];
+pub(crate) const CRI_CASES: &[Case] = &[("metrics::figures_know_pods_by_their_kubernetes_names", names)];
 
 /// Figures by name and labels, as they are printed.
 type Figures = BTreeMap<String, f64>;

@@ -21,7 +21,9 @@ pub struct Traffic {
 /// The interfaces of the network namespace of process `owner`. None if that is the host's own: `monohull run` is in it.
 pub(super) fn of(owner: i32) -> io::Result<Vec<Traffic>> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
-    if namespace(&owner.to_string())? == namespace("1")? {
+    let own = namespace(&owner.to_string())?;
+    // An exporter in a container is not in the host's, but sees its first process.
+    if ["self", "1"].into_iter().any(|pid| namespace(pid).is_ok_and(|hosts| hosts == own)) {
         return Ok(Vec::new());
     }
     Ok(parse(&fs::read_to_string(format!("/proc/{owner}/net/dev"))?))
@@ -71,6 +73,6 @@ Inter-|   Receive                                                |  Transmit
 
     #[test]
     fn the_hosts_own_interfaces_are_no_pods() {
-        assert_eq!(of(1).unwrap(), []);
+        assert_eq!(of(std::process::id().try_into().unwrap()).unwrap(), []);
     }
 }
