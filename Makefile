@@ -97,7 +97,7 @@ shellcheck:
 	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh .ci/run
 
 promtool: ## Prometheus' own tool on an example of our metrics, and on the alerts in deploy/
-	@tests/tools/promtool check metrics < deploy/example.prom
+	@tests/tools/promtool check metrics < runtime/src/bin/monohull/metrics/tests/example.prom
 	@tests/tools/promtool check rules deploy/prometheus-alerts.yaml
 
 named-tests:

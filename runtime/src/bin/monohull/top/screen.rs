@@ -1,10 +1,10 @@
 //! What is drawn on the terminal, and the keys that are pressed there.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::read;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::view::Sort;
@@ -38,8 +38,16 @@ pub(super) fn frame(table: &str, (columns, rows): (u16, u16)) -> String {
 /// Waits for a key.
 pub(super) async fn key(terminal: &AsyncFd<OwnedFd>) -> io::Result<Key> {
     let mut byte = [0; 1];
-    // Not a blocking read, though the descriptor may block: the terminal has something to read.
-    let count = terminal.async_io(Interest::READABLE, |fd| Ok(read(fd, &mut byte)?)).await?;
+    loop {
+        let mut ready = terminal.readable().await?;
+        // The descriptor is others', too, and blocks: it is read only when there is something to read.
+        let mut now = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut now, PollTimeout::ZERO)? > 0 {
+            break;
+        }
+        ready.clear_ready();
+    }
+    let count = read(terminal, &mut byte)?;
     // A terminal that is gone presses no keys any more.
     Ok(if count == 0 { Key::Quit } else { meaning(byte[0]) })
 }
@@ -60,7 +68,14 @@ fn meaning(key: u8) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+
+    fn watch(reader: PipeReader) -> AsyncFd<OwnedFd> {
+        monohull_runtime::watch_descriptor(reader.into(), Interest::READABLE).unwrap()
+    }
+    use std::io::{PipeReader, Write};
+    use std::time::Duration;
+
+    use tokio::io::Interest;
 
     #[test]
     fn a_frame_fits_the_terminal() {
@@ -72,9 +87,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_key_is_waited_for_without_blocking_anybody() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let keys = watch(reader);
+        let nothing = || tokio::time::timeout(Duration::from_millis(20), key(&keys));
+        assert!(nothing().await.is_err());
+        writer.write_all(b"m").unwrap();
+        assert_eq!(key(&keys).await.unwrap(), Key::Sort(Sort::Memory));
+        assert!(nothing().await.is_err(), "the key before has been read");
+        writer.write_all(b"a").unwrap();
+        assert_eq!(key(&keys).await.unwrap(), Key::Sort(Sort::Age));
+    }
+
+    #[tokio::test]
     async fn keys_come_one_by_one_and_the_end_of_the_terminal_quits() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let keys = monohull_runtime::watch_descriptor(reader.into(), Interest::READABLE).unwrap();
+        let keys = watch(reader);
         writer.write_all(b"m?q\x03").unwrap();
         for expected in [Key::Sort(Sort::Memory), Key::Other, Key::Quit, Key::Quit] {
             assert_eq!(key(&keys).await.unwrap(), expected);

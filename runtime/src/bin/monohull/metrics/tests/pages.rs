@@ -13,7 +13,7 @@ macro_rules! tree {
 }
 
 /// What `make promtool` has Prometheus' own tool look at.
-const EXAMPLE: &str = tree!("deploy/example.prom");
+const EXAMPLE: &str = tree!("runtime/src/bin/monohull/metrics/tests/example.prom");
 const PAGE: &str = tree!("docs/metrics.md");
 const DASHBOARD: &str = tree!("deploy/grafana-dashboard.json");
 const ALERTS: &str = tree!("deploy/prometheus-alerts.yaml");
