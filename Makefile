@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
-	advisories sbom dist reproduce hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
+	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
 	fstest bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
@@ -79,7 +79,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 test: ## Everything CI runs
 	@tests/all
 
-check: fmt lint deny shellcheck named-tests ## Formatting, lints, dependencies, shell scripts, tests that pages name
+check: fmt lint deny shellcheck named-tests promtool ## Formatting, lints, dependencies, shell scripts, tests that pages name, metrics
 
 fmt:
 	cargo fmt --all --check
@@ -95,6 +95,10 @@ advisories: ## Look for known vulnerabilities in the crates (fetches RustSec's d
 
 shellcheck:
 	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh .ci/run
+
+promtool: ## Prometheus' own tool on an example of our metrics, and on the alerts in deploy/
+	@tests/tools/promtool check metrics < runtime/src/bin/monohull/metrics/tests/example.prom
+	@tests/tools/promtool check rules deploy/prometheus-alerts.yaml
 
 named-tests:
 	@tests/tools/named-tests

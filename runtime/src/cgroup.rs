@@ -88,7 +88,7 @@ impl Cgroup {
     }
 
     fn below(parent: PathBuf, id: &str) -> Result<Self, CgroupError> {
-        Ok(Self { path: parent.join(format!("monohull-{id}")), hierarchies: hierarchies()? })
+        Ok(Self { path: parent.join(name(id)), hierarchies: hierarchies()? })
     }
 
     /// Makes the cgroup and moves the calling process into it; what it starts from then on is in it, too.
@@ -207,6 +207,21 @@ impl Hierarchy {
         let mut lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
         lines.find(|(controllers, _)| *controllers == self.controllers).map(|(_, path)| Path::new(path))
     }
+}
+
+/// Name of the cgroup of pod `id`.
+pub(crate) fn name(id: &str) -> String {
+    format!("monohull-{id}")
+}
+
+/// The cgroups of the process that has this `/proc/<pid>/cgroup`, each with its controllers (none: the unified hierarchy).
+pub(crate) fn directories(text: &str) -> io::Result<Vec<(String, PathBuf)>> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let directory = |hierarchy: Hierarchy| {
+        let directory = hierarchy.join(hierarchy.path_of(text)?);
+        Some((hierarchy.controllers, directory))
+    };
+    Ok(parse_hierarchies(&mountinfo).into_iter().filter_map(directory).collect())
 }
 
 /// Kills the processes of a cgroup and waits until they are gone. Without `cgroup.kill`, which version 1 lacks.

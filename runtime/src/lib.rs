@@ -12,6 +12,7 @@ pub mod disk;
 mod fake;
 mod forward;
 pub mod image;
+pub mod kubernetes;
 pub mod migrate;
 mod mirror;
 pub mod network;
@@ -28,11 +29,15 @@ pub mod spec;
 pub mod state;
 mod state_file;
 mod sys;
+pub mod tally;
 pub mod template;
 pub mod text;
 pub mod timeline;
+pub mod usage;
 pub mod vm;
 pub mod vsock;
+
+pub use sys::watch as watch_descriptor;
 
 /// The bodies of fuzz targets for what is private otherwise.
 #[cfg(feature = "fuzzing")]

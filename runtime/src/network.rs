@@ -22,6 +22,7 @@ use rtnetlink::{LinkUnspec, MulticastGroup};
 use crate::vm::{Vm, VmError};
 use discover::{Found, Interface};
 use tap::Tap;
+pub(crate) use tap::is_ours as is_tap;
 
 /// NICs of a pod's VM, whatever the pod has: Docker and nerdctl attach it to its networks after it is created, and VMs that
 /// are alike can be forked from one template.

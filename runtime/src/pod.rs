@@ -23,6 +23,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::container::Prepared;
 use crate::disk::ImageDisk;
+use crate::kubernetes::KubernetesPod;
 use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::process::{Process, Stdio};
@@ -56,6 +57,8 @@ pub struct PodConfig {
     pub id: String,
     /// containerd namespace; empty for `monohull run`.
     pub namespace: String,
+    /// What Kubernetes calls it, if it is one of its pods.
+    pub kubernetes: Option<KubernetesPod>,
     /// What decides the VM's size, without the containers: they are added as they are created.
     pub demand: Demand,
     /// Host name of the pod; empty means its id.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::agent::{AgentError, ProcessKey};
 use crate::pod::{Link, PodError};
 use crate::state_file::StateFile;
+use crate::timeline;
 use crate::vm::Ended;
 use crate::vsock::StreamNames;
 
@@ -143,6 +144,7 @@ impl Process {
             return Err(PodError::Precondition("cannot start a stopped process".into()));
         }
         self.step(Phase::Created, Phase::Starting)?;
+        let begun_us = timeline::now_us();
         let started = inner.link.agent.start(&inner.key.container).await;
         let reached = if started.is_ok() { Phase::Running } else { Phase::Created };
         self.step(Phase::Starting, reached)?;
@@ -150,6 +152,7 @@ impl Process {
             return Err(inner.link.error(error).await);
         }
         inner.state.mark("container started");
+        inner.state.tally().container_started(timeline::now_us().saturating_sub(begun_us));
         Ok(())
     }
 

@@ -14,7 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::kubernetes::KubernetesPod;
 use crate::sys;
+use crate::tally::Tally;
 use crate::timeline::Mark;
 
 /// The version of `state.json` that this code writes.
@@ -27,7 +29,7 @@ const STATE_FILE: &str = "state.json";
 const KILL_DEADLINE_MS: u16 = 3000;
 
 /// A process that can be told from a later one with the same pid.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct ProcessId {
     /// Host pid.
     pub pid: i32,
@@ -44,6 +46,9 @@ pub struct PodState {
     pub id: String,
     /// containerd namespace; empty for `monohull run`.
     pub namespace: String,
+    /// What Kubernetes calls it, if it is one of its pods.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesPod>,
     /// The process that owns the pod.
     pub owner: ProcessId,
     /// The VMM, once it runs.
@@ -255,6 +260,7 @@ pub fn cleanup(dir: &Path) -> Result<(), StateError> {
     // Without a readable state there is nothing to kill by: the VMM ends by itself when its owner's socket closes, and
     // the fs server when the VMM does.
     if let Ok(state) = PodState::read(dir) {
+        Tally::of_pod(dir).owner_died();
         for process in [state.vmm, state.fs_server].into_iter().flatten() {
             process.kill().map_err(StateError::io("kill the processes of", dir))?;
         }
@@ -293,6 +299,7 @@ mod tests {
             version: VERSION,
             id: "p1".into(),
             namespace: String::new(),
+            kubernetes: None,
             owner,
             vmm,
             template: None,

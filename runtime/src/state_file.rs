@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::state::{self, PodState, StateError};
+use crate::tally::Tally;
 use crate::timeline::Timeline;
 
 /// A pod's directory and state. Dropping it removes the directory.
@@ -26,6 +27,11 @@ impl StateFile {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Where this host's pods are counted.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally::of_pod(&self.dir)
     }
 
     /// Changes the state and writes it. Does nothing once the pod is removed.

@@ -4,11 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Bytes in a page of x86-64.
+pub(crate) const PAGE: usize = 4096;
 
 /// A descriptor of process `pid` (pidfd_open(2)). The pid must be known to be the wanted process: an unreaped child,
 /// or one whose identity is checked after the call.
@@ -31,7 +35,7 @@ pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<
 }
 
 /// Registers a descriptor with the runtime's event loop.
-pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the AsyncFd owns the descriptor, so it stays open and the same as long as it is registered.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
@@ -103,6 +107,28 @@ pub(crate) fn collapse(file: &File, number: u64) -> io::Result<()> {
         libc::munmap(place, 2 * HUGE);
         Ok(result?)
     }
+}
+
+/// Maps the first page of `file`, calls `use_it` with it as numbers that all processes share, and unmaps it. The file must be that
+/// long, and stay so: whoever shortens it ends this process (SIGBUS). What only reads may not store.
+pub(crate) fn with_shared_page<T>(
+    file: &File,
+    write: bool,
+    use_it: impl FnOnce(&[AtomicU64]) -> T,
+) -> io::Result<T> {
+    let access = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
+    // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+    let page =
+        unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the page is mapped until after the slice's last use, aligned to more than a number is, and any bytes are a number.
+    // Others write to it by the same atomic operations only.
+    let result = use_it(unsafe { std::slice::from_raw_parts(page.cast(), PAGE / size_of::<AtomicU64>()) });
+    // SAFETY: this is the mapping made above, and nothing refers to it any more: `use_it` could not keep its argument.
+    unsafe { libc::munmap(page, PAGE) };
+    Ok(result)
 }
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);

@@ -36,6 +36,11 @@ impl Timeline {
         marks.push(Mark { step: step.to_owned(), at_us });
     }
 
+    /// When the first step was noted: an owner's own, which a VMM can't precede.
+    pub(crate) fn begun_us(&self) -> Option<u64> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).first().map(|mark| mark.at_us)
+    }
+
     /// All marks, in the order of their time.
     pub fn marks(&self) -> Vec<Mark> {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone();

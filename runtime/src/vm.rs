@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::settings::Settings;
 use crate::sockets::Sockets;
+use crate::tally::Tally;
 use crate::template::Template;
 use crate::timeline::Timeline;
 use owner::Owner;
@@ -165,7 +166,7 @@ impl VmFiles {
 
 impl Vm {
     /// Starts the VMM and the VM, which boots or goes on from a template, as `files` have it. The receiver gets the agent's connection, which means that the agent serves; it
-    /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host.
+    /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host. The VM's end is counted in `tally`, if it is a pod's.
     ///
     /// The VMM dies with the calling *thread*, which must live as long as the pod.
     pub(crate) fn start(
@@ -174,6 +175,7 @@ impl Vm {
         files: VmFiles,
         sockets: Arc<Sockets>,
         timeline: Timeline,
+        tally: Option<Tally>,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
         let process = Vmm::spawn(vmm, config, &fds).map_err(VmError::Spawn)?;
@@ -185,7 +187,7 @@ impl Vm {
         let (memory, taken) = watch::channel(0);
         let (reports, reported) = watch::channel(false);
         let expected = owner::Expected::new(agent, sockets, memory, reports, timeline);
-        let owner = Owner::new(process, command_receiver, ended_sender, expected);
+        let owner = Owner::new(process, command_receiver, ended_sender, expected, tally);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };
         Ok((Self { commands, watch, given: AtomicU32::new(0), taken, reported, pid }, ready))

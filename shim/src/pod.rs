@@ -18,6 +18,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
 use containerd_shim_protos::topics;
 use monohull_runtime::cgroup::Entered;
+use monohull_runtime::kubernetes::KubernetesPod;
 use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
@@ -521,6 +522,7 @@ fn pod_config(settings: Settings, demand: Demand, info: &PodInfo, spec: &oci::Sp
     PodConfig {
         id: info.id.clone(),
         namespace: info.namespace.clone(),
+        kubernetes: KubernetesPod::of_annotations(spec.annotations().as_ref()),
         own_pids: false,
         demand,
         hostname: spec.hostname().clone().unwrap_or_default(),

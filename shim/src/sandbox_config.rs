@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use monohull_runtime::kubernetes::KubernetesPod;
 use monohull_runtime::settings::HostNamespaces;
 use oci_spec::runtime as oci;
 use oci_spec::runtime::LinuxNamespaceType as Type;
@@ -12,7 +13,7 @@ use protobuf::well_known_types::any::Any;
 
 use crate::bundle::{self, BundleError};
 use crate::error::TaskError;
-use messages::pod_sandbox_config::{DNSConfig, NamespaceMode, PodSandboxConfig};
+use messages::pod_sandbox_config::{DNSConfig, NamespaceMode, PodSandboxConfig, PodSandboxMetadata};
 
 #[allow(
     missing_docs,
@@ -84,6 +85,8 @@ pub(crate) fn spec(
 fn to_spec(config: &PodSandboxConfig, request: &CreateSandboxRequest) -> oci::Spec {
     let mut annotations = config.annotations.clone();
     annotations.extend(request.annotations.clone());
+    let PodSandboxMetadata { name, namespace, uid, .. } = config.metadata.clone().unwrap_or_default();
+    annotations.extend(KubernetesPod { name, namespace, uid }.to_annotations());
     annotations.insert(bundle::CONTAINER_TYPE[0].into(), bundle::SANDBOX.into());
     if let Some(resources) = config.linux.resources.as_ref() {
         for (name, value) in [

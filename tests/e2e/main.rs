@@ -26,6 +26,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod matrix;
+mod metrics;
 mod mirrors;
 mod network;
 mod pods;
@@ -55,7 +56,7 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 8] = [
+const WITH_CTR: [&[Case]; 9] = [
     pods::CTR_CASES,
     network::CASES,
     resources::CASES,
@@ -64,8 +65,10 @@ const WITH_CTR: [&[Case]; 8] = [
     bad_input::CASES,
     budget::CASES,
     security::CASES,
+    metrics::CASES,
 ];
-const WITH_NERDCTL: [&[Case]; 4] = [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES];
+const WITH_NERDCTL: [&[Case]; 5] =
+    [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES, metrics::CRI_CASES];
 
 /// Minutes long, and run with the other engine or in another way by the rest: `make e2e` runs them, `make test` lists them as
 /// ignored.

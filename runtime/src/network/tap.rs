@@ -24,7 +24,7 @@ const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 const PRIORITY: u16 = 0xc000;
 
 /// Whether a tap device is some pod's, by its name.
-pub(super) fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     name.strip_prefix("mh").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 

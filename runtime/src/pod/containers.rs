@@ -19,6 +19,7 @@ use crate::rootfs::{SharedTree, Source, Storage};
 use crate::share::Exported;
 use crate::spec::{self, BlockDevice};
 use crate::state::{self, ContainerState};
+use crate::timeline;
 
 /// The containers of a pod by id.
 #[derive(Debug, Default)]
@@ -120,6 +121,7 @@ impl Pod {
 
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
+        let begun_us = timeline::now_us();
         let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
@@ -127,6 +129,7 @@ impl Pod {
                 held.volumes.set_live();
                 reservation.keep(process.clone(), held);
                 self.timeline.mark("container created");
+                self.state.tally().container_created(timeline::now_us().saturating_sub(begun_us));
                 self.note_container(id, bundle)?;
                 Ok(process)
             }

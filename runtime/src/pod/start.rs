@@ -22,6 +22,7 @@ use crate::sockets::Sockets;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
 use crate::sys;
+use crate::tally::{Start, Tally};
 use crate::template::Template;
 use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError, VmFiles};
@@ -50,8 +51,25 @@ struct Starting {
 
 /// See [`Pod::start`].
 pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
+    let tally = Tally::new(&config.settings.state_dir);
+    match fork_or_boot(config).await {
+        Ok((pod, start)) => {
+            tally.start(start);
+            tally.steps(&config.timeline);
+            Ok(pod)
+        }
+        Err(error) => {
+            tally.start(Start::Failed);
+            Err(error)
+        }
+    }
+}
+
+async fn fork_or_boot(config: &PodConfig) -> Result<(Arc<Pod>, Start), PodError> {
     let plan = Plan::new(config).await?;
-    let Some(template) = plan.template(config) else { return attempt(config, plan, None).await };
+    let Some(template) = plan.template(config) else {
+        return Ok((attempt(config, plan, None).await?, Start::Booted));
+    };
     match attempt(config, plan, Some(&template)).await {
         Err(error) if is_the_guests(&error) => {
             let (key, text) = (template.key(), crate::text::chain(&error));
@@ -60,9 +78,9 @@ pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
             let pod = attempt(config, Plan::new(config).await?, None).await?;
             // It is the template's fault, and not that of something that the pod needs in any case.
             template.discard();
-            Ok(pod)
+            Ok((pod, Start::ForkFailed))
         }
-        done => done,
+        done => Ok((done?, Start::Forked)),
     }
 }
 
@@ -201,6 +219,7 @@ fn first_state(config: &PodConfig, template: Option<&Template>) -> Result<PodSta
         version: state::VERSION,
         id: config.id.clone(),
         namespace: config.namespace.clone(),
+        kubernetes: config.kubernetes.clone(),
         owner: ProcessId::own().map_err(VmError::Watch)?,
         vmm: None,
         template: template.map(|template| template.key().to_owned()),
@@ -223,7 +242,8 @@ fn start_vm(
 ) -> Result<Starting, PodError> {
     let Plan { network, sizing, vm } = plan;
     let vm_config = VmConfig { fds: files.roles(), ..vm };
-    let (vm, ready) = Vm::start(&config.settings.vmm, &vm_config, files, sockets, config.timeline.clone())?;
+    let (vmm, timeline) = (&config.settings.vmm, config.timeline.clone());
+    let (vm, ready) = Vm::start(vmm, &vm_config, files, sockets, timeline, Some(state.tally()))?;
     // From here on `shim delete` can find the VMM. Should we die before, it dies with us.
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
     state.change(|state| {

@@ -23,6 +23,7 @@ pub(crate) fn pod_config(host: &Host) -> PodConfig {
         settings: host.settings(),
         id: "p1".into(),
         namespace: "n".into(),
+        kubernetes: None,
         own_pids: false,
         demand: Demand::default(),
         hostname: String::new(),

@@ -78,7 +78,8 @@ async fn make(
     let (vsock, listener) = Vsock::listen(building)?;
     let files = VmFiles::open(settings, listener, None, None)?;
     let config = VmConfig { fds: files.roles(), ..config };
-    let (vm, ready) = Vm::start(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone())?;
+    let (vm, ready) =
+        Vm::start(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone(), None)?;
     let agent = pod::agent_of(&vm, ready, &timeline).await?;
     // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
     let free = agent.prepare_template().await.map_err(pod::PodError::from)?;

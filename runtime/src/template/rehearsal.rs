@@ -86,6 +86,7 @@ fn pod_config(settings: Settings, demand: Demand) -> PodConfig {
         settings,
         id: NAME.to_owned(),
         namespace: String::new(),
+        kubernetes: None,
         demand,
         hostname: String::new(),
         sysctls: std::collections::HashMap::new(),

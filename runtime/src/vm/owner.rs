@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Command, Ended};
 use crate::cgroup::OomCounter;
 use crate::sockets::Sockets;
+use crate::tally::Tally;
 use crate::timeline::Timeline;
 use crate::{sys, text};
 
@@ -63,6 +64,7 @@ pub(super) struct Owner {
     commands: mpsc::UnboundedReceiver<Command>,
     ended: watch::Sender<Option<Ended>>,
     expected: Expected,
+    tally: Option<Tally>,
     oom: Option<OomCounter>,
     outgoing: VecDeque<(Request, Vec<OwnedFd>)>,
     pending: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
@@ -76,6 +78,7 @@ impl Owner {
         commands: mpsc::UnboundedReceiver<Command>,
         ended: watch::Sender<Option<Ended>>,
         expected: Expected,
+        tally: Option<Tally>,
     ) -> io::Result<Self> {
         let pidfd = sys::watch(vmm.pidfd().try_clone_to_owned()?, Interest::READABLE)?;
         let socket = sys::watch(vmm.socket().try_clone_to_owned()?, Interest::READABLE | Interest::WRITABLE)?;
@@ -87,6 +90,7 @@ impl Owner {
             commands,
             ended,
             expected,
+            tally,
             oom: OomCounter::of_own_cgroup(),
             outgoing,
             pending,
@@ -129,6 +133,9 @@ impl Owner {
         let status = self.vmm.wait();
         let reason = self.reason.take().unwrap_or_else(|| self.death(status));
         tracing::info!(pid, reason = %reason, step = "vm ended");
+        if let Some(tally) = &self.tally {
+            tally.vm_ended(&reason);
+        }
         // Whoever waits for an answer learns from its dropped sender; the end must be known by then.
         self.ended.send_replace(Some(Ended { reason, at: SystemTime::now() }));
     }

@@ -2,6 +2,7 @@
 
 mod check;
 mod failure;
+mod metrics;
 mod migrate;
 mod prepare;
 mod process;
@@ -15,6 +16,7 @@ mod streams;
 mod table;
 mod template;
 mod terminal;
+mod top;
 mod trace;
 mod user;
 mod volume;
@@ -40,7 +42,9 @@ enum Command {
     Check(check::Arguments),
     Run(Box<run::Arguments>),
     Ps(ps::Arguments),
+    Top(top::Arguments),
     Trace(trace::Arguments),
+    Metrics(metrics::Arguments),
     Template(template::Arguments),
     MigrateConfig(migrate::Arguments),
 }
@@ -63,6 +67,8 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Run(arguments) => run::run(*arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
+        Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
         Command::Template(arguments) => template::template(&arguments),
         Command::MigrateConfig(arguments) => migrate::migrate(&arguments),

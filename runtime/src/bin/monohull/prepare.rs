@@ -68,6 +68,7 @@ pub(crate) fn session(
     let pod = PodConfig {
         id: name,
         namespace: String::new(),
+        kubernetes: None,
         own_pids: false,
         demand,
         hostname,

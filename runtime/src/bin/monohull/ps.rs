@@ -79,17 +79,24 @@ pub(crate) fn list() -> Result<Vec<PodState>, Failure> {
         .map_err(|e| Failure::of("cannot list the pods (they belong to root)", &e))
 }
 
-fn row(pod: &PodState, now: u64) -> Row {
-    let status = match (pod.owner.is_alive(), pod.vmm.map(state::ProcessId::is_alive)) {
+/// What [`status`] may be.
+pub(crate) const STATUSES: [&str; 4] = ["running", "starting", "ending", "dead"];
+
+/// How far a pod has come.
+pub(crate) fn status(pod: &PodState) -> &'static str {
+    match (pod.owner.is_alive(), pod.vmm.map(state::ProcessId::is_alive)) {
         (false, _) => "dead",
         (true, None) => "starting",
         (true, Some(true)) => "running",
         (true, Some(false)) => "ending",
-    };
+    }
+}
+
+fn row(pod: &PodState, now: u64) -> Row {
     Row {
         id: pod.id.clone(),
         namespace: pod.namespace.clone(),
-        status,
+        status: status(pod),
         owner: pod.owner.pid,
         vmm: pod.vmm.map(|vmm| vmm.pid),
         memory_mib: pod.memory_mib,
@@ -141,6 +148,7 @@ mod tests {
             version: state::VERSION,
             id: "web".into(),
             namespace: String::new(),
+            kubernetes: None,
             owner,
             vmm,
             template: None,
@@ -161,6 +169,7 @@ mod tests {
         assert_eq!(row(&pod(own, None), 0).status, "starting");
         assert_eq!(row(&pod(own, Some(dead)), 0).status, "ending");
         assert_eq!(row(&pod(dead, Some(own)), 0).status, "dead");
+        assert!(["running", "starting", "ending", "dead"].iter().all(|status| STATUSES.contains(status)));
     }
 
     #[test]

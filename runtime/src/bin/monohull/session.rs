@@ -154,7 +154,9 @@ pub(crate) struct Signals {
     resized: Signal,
 }
 
-enum Event {
+/// A signal that has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
     /// SIGINT, SIGTERM, SIGHUP or SIGQUIT, by number.
     Terminating(i32),
     /// SIGWINCH.
@@ -174,7 +176,7 @@ impl Signals {
     }
 
     /// Waits for the next signal.
-    async fn next(&mut self) -> Event {
+    pub(crate) async fn next(&mut self) -> Event {
         let terminating = self.terminating.iter_mut().map(|(number, signal)| {
             let number = *number;
             Box::pin(async move {

@@ -1,13 +1,21 @@
 //! The terminal that the tool runs in.
 
 use std::io::{self, IsTerminal};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{self, OptionalActions, Termios};
 
+/// Shows the other screen, without a cursor; and back.
+const ENTER_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
+
 /// The terminal in raw mode and its settings before, for whoever puts them back: the guard, or a panic.
 static COOKED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+
+/// Whether the terminal shows a screen of ours.
+static SCREEN: AtomicBool = AtomicBool::new(false);
 
 /// Columns of the terminal on standard output; `None` when the output goes elsewhere.
 pub(crate) fn width() -> Option<usize> {
@@ -49,6 +57,32 @@ impl Raw {
     }
 }
 
+/// Raw mode, and a screen of our own in place of what the terminal has shown, which comes back when this is dropped, or at a panic.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    _raw: Raw,
+}
+
+impl Screen {
+    /// Takes the terminal over.
+    pub(crate) fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
+        let raw = Raw::enter(terminal)?;
+        SCREEN.store(true, Ordering::Relaxed);
+        write(terminal, ENTER_SCREEN)?;
+        Ok(Self { _raw: raw })
+    }
+}
+
+/// Writes to the terminal itself.
+fn write(terminal: BorrowedFd<'_>, text: &str) -> io::Result<()> {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let count = rustix::io::write(terminal, rest)?;
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 impl Drop for Raw {
     fn drop(&mut self) {
         restore();
@@ -58,6 +92,9 @@ impl Drop for Raw {
 fn restore() {
     if let Some((terminal, cooked)) = COOKED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // A terminal that is gone needs no restoring.
+        if SCREEN.swap(false, Ordering::Relaxed) {
+            let _ = write(terminal.as_fd(), LEAVE_SCREEN);
+        }
         let _ = termios::tcsetattr(terminal, OptionalActions::Now, &cooked);
     }
 }
@@ -71,8 +108,12 @@ mod tests {
 
     use super::*;
 
+    /// A process has one terminal in raw mode at a time.
+    static TURN: Mutex<()> = Mutex::new(());
+
     #[test]
     fn terminal_is_raw_until_the_guard_goes_or_a_panic_comes() {
+        let _turn = TURN.lock().unwrap();
         let pty = openpty(None, None).unwrap();
         let cooked = || {
             let modes = termios::tcgetattr(&pty.slave).unwrap().local_modes;
@@ -89,6 +130,27 @@ mod tests {
         std::thread::spawn(|| panic!("while the terminal is raw")).join().unwrap_err();
         assert!(cooked());
         drop(raw);
+    }
+
+    #[test]
+    fn a_screen_of_our_own_goes_as_it_came() {
+        use std::io::Read;
+        let _turn = TURN.lock().unwrap();
+        let pty = openpty(None, None).unwrap();
+        let mut master = std::fs::File::from(pty.master);
+        let mut shown = |length| {
+            let mut text = vec![0; length];
+            master.read_exact(&mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        let screen = Screen::enter(pty.slave.as_fd()).unwrap();
+        assert_eq!(shown(ENTER_SCREEN.len()), ENTER_SCREEN);
+        drop(screen);
+        assert_eq!(shown(LEAVE_SCREEN.len()), LEAVE_SCREEN);
+        let raw = Raw::enter(pty.slave.as_fd()).unwrap();
+        drop(raw);
+        write(pty.slave.as_fd(), "end").unwrap();
+        assert_eq!(shown(3), "end", "raw mode alone shows no other screen");
     }
 
     #[test]

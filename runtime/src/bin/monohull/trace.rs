@@ -147,6 +147,7 @@ mod tests {
             version: VERSION,
             id: id.into(),
             namespace: namespace.into(),
+            kubernetes: None,
             owner: ProcessId { pid: 1, start_time: 1 },
             vmm: None,
             template: None,
