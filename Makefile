@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
-	fstest bench host-shell clean
+	fstest install-test bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -141,6 +141,9 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)
+
+install-test: build build-tests ## Install, run pods with what that configured, remove: the same files as before (FILTER=name for some cases)
+	@tests/run install $(FILTER)
 
 matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix

@@ -12,6 +12,7 @@ pub mod disk;
 mod fake;
 mod forward;
 pub mod image;
+pub mod install;
 pub mod kubernetes;
 pub mod migrate;
 mod mirror;

@@ -22,6 +22,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_vmm::api::VmConfig;
+use nix::fcntl::{Flock, FlockArg};
 use rustix::process::{Pid, setpriority_process};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -197,6 +198,26 @@ pub fn remove(settings: &Settings, key: &str) -> Result<Info, TemplateError> {
     let path = dir(settings).join(&info.key);
     fs::remove_dir_all(&path).map_err(TemplateError::io("remove", &path))?;
     Ok(info)
+}
+
+/// Removes all that templates have left on this host, once nobody makes one any more. VMs that were started from them go on.
+pub fn remove_all(settings: &Settings) -> Result<(), TemplateError> {
+    let dir = dir(settings);
+    let _lock = match File::open(dir.join(LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => {
+            let file = other.map_err(TemplateError::io("open", &dir))?;
+            Some(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| {
+                TemplateError::io("wait for who makes templates in", &dir)(errno.into())
+            })?)
+        }
+    };
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TemplateError::io("remove", &dir)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Starts `builder`, a command that calls [`build`], if a template is missing or old. It outlives its parent, has none of its

@@ -126,6 +126,24 @@ fn only_one_is_made_at_a_time() {
     assert!(matches!(runtime.block_on(build(&settings)), Err(TemplateError::Busy)));
 }
 
+#[test]
+fn all_are_removed_once_nobody_makes_one() {
+    let host = Host::new(Mode::Good);
+    let settings = host.settings();
+    remove_all(&settings).unwrap();
+    fs::create_dir_all(templates(&host).join("key")).unwrap();
+    let lock = File::create(templates(&host).join(LOCK)).unwrap();
+    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| remove_all(&settings));
+        // What the one who makes it does last: it must be removed with the rest.
+        fs::create_dir(templates(&host).join("made")).unwrap();
+        drop(held);
+        removal.join().unwrap().unwrap();
+    });
+    assert!(!templates(&host).exists());
+}
+
 #[tokio::test]
 async fn a_template_is_removed_by_the_beginning_of_its_key() {
     let host = Host::new(Mode::Good);

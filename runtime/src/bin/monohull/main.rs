@@ -2,6 +2,8 @@
 
 mod check;
 mod failure;
+mod generated;
+mod install;
 mod metrics;
 mod migrate;
 mod prepare;
@@ -23,7 +25,7 @@ mod volume;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Containers in microVMs: run one without a daemon, look at running pods, check this machine
 #[derive(Debug, Parser)]
@@ -46,6 +48,10 @@ enum Command {
     Trace(trace::Arguments),
     Metrics(metrics::Arguments),
     Template(template::Arguments),
+    Install(Box<install::Arguments>),
+    Uninstall(install::UninstallArguments),
+    Completions(generated::Completions),
+    Man(generated::Man),
     MigrateConfig(migrate::Arguments),
 }
 
@@ -71,6 +77,10 @@ fn main() -> ExitCode {
         Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
         Command::Template(arguments) => template::template(&arguments),
+        Command::Install(arguments) => install::install(&arguments),
+        Command::Uninstall(arguments) => install::uninstall(&arguments),
+        Command::Completions(arguments) => generated::completions(Cli::command(), &arguments),
+        Command::Man(arguments) => generated::man(Cli::command(), &arguments),
         Command::MigrateConfig(arguments) => migrate::migrate(&arguments),
     };
     match result {
@@ -79,5 +89,15 @@ fn main() -> ExitCode {
             failure.print();
             ExitCode::from(failure.code)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }
