@@ -149,20 +149,22 @@ pub fn check_memory(memory: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends a message. On a non-blocking socket it fails with [`io::ErrorKind::WouldBlock`] when there is no room.
+/// Sends a message. Fails with [`io::ErrorKind::BrokenPipe`] when the other end is closed and, on a non-blocking socket, with
+/// [`io::ErrorKind::WouldBlock`] when there is no room.
 pub fn send(channel: impl AsFd, message: &impl Message) -> io::Result<()> {
     let bytes = message.encode();
     let parts = [io::IoSlice::new(&bytes)];
     loop {
         match sendmsg(&channel, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Err(io::ErrorKind::BrokenPipe.into()),
             // A packet is sent whole or not at all.
             sent => return Ok(sent.map(drop)?),
         }
     }
 }
 
-/// Receives a message; `None` when the other end is closed.
+/// Receives a message; `None` when the other end is closed, whether or not that had read all it was sent.
 pub fn receive<T: Message>(channel: impl AsFd) -> io::Result<Option<T>> {
     // One byte more, for messages that are too long.
     let mut bytes = [0; 13];
@@ -170,6 +172,8 @@ pub fn receive<T: Message>(channel: impl AsFd) -> io::Result<Option<T>> {
         let mut parts = [io::IoSliceMut::new(&mut bytes)];
         match recvmsg(&channel, &mut parts, &mut RecvAncillaryBuffer::default(), RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
+            // Something was left unread (unix_release_sock in net/unix/af_unix.c); told once, by whichever call is next.
+            Err(Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
             Ok(message) if message.bytes == 0 => return Ok(None),
             Ok(message) if message.bytes == 12 => break,
@@ -197,6 +201,20 @@ mod tests {
         drop(server);
         assert_eq!(receive::<Reply>(&vmm).unwrap(), None);
         assert!(send(&vmm, &request).is_err());
+    }
+
+    #[test]
+    fn an_end_that_has_not_read_all_it_was_sent_is_closed_like_any_other() {
+        let reply = Reply { slot: 3, length: 16 };
+        for answered in [false, true] {
+            let (vmm, server) = channel().unwrap();
+            send(&server, &reply).unwrap();
+            drop(vmm);
+            if answered {
+                assert_eq!(send(&server, &reply).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            }
+            assert_eq!(receive::<Request>(&server).unwrap(), None);
+        }
     }
 
     #[test]
