@@ -9,7 +9,7 @@ mod counts;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub use counts::{Counts, Spread};
 pub const VERSION: u32 = 1;
 /// What a guest's VMM says of its own start counts no longer than this.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// What the names of all releases' files begin with.
+const PREFIX: &str = "tally-";
 
 /// Where a host's pods are counted. Cheap to clone; it opens the file when there is something to count.
 #[derive(Clone, Debug)]
@@ -37,7 +39,7 @@ pub struct Tally(PathBuf);
 impl Tally {
     /// That of the pods in `state_dir`.
     pub fn new(state_dir: &Path) -> Self {
-        Self(state_dir.join(format!("tally-{VERSION}")))
+        Self(state_dir.join(format!("{PREFIX}{VERSION}")))
     }
 
     /// That of a pod, given its directory.
@@ -45,16 +47,17 @@ impl Tally {
         Self::new(dir.ancestors().nth(2).unwrap_or(dir))
     }
 
-    /// Counts the start of a pod.
-    pub(crate) fn start(&self, start: Start) {
-        self.add(|cells| increase(cells, start.place(), 1));
+    /// Counts a pod that did not start.
+    pub(crate) fn start_failed(&self) {
+        self.add(|cells| increase(cells, Start::Failed.place(), 1));
     }
 
-    /// Notes how long each step of a pod's start took, from the first.
-    pub(crate) fn steps(&self, timeline: &Timeline) {
-        let Some(begun) = timeline.begun_us() else { return };
-        let marks = timeline.marks();
+    /// Counts a pod that has started, and how long each step took, from the first.
+    pub(crate) fn started(&self, start: Start, timeline: &Timeline) {
+        let (begun, marks) = (timeline.begun_us(), timeline.marks());
         self.add(|cells| {
+            increase(cells, start.place(), 1);
+            let Some(begun) = begun else { return };
             for (number, step) in STEPS.iter().enumerate() {
                 // After a fork that has failed there are two of some.
                 if let Some(mark) = marks.iter().rev().find(|mark| mark.step == *step) {
@@ -107,19 +110,43 @@ impl Tally {
     }
 
     fn try_add(&self, add: impl FnOnce(&[AtomicU64])) -> io::Result<()> {
-        // The host's first pod may be one that can't even be started.
-        if let Some(Err(error)) = self.0.parent().map(|dir| DirBuilder::new().mode(0o700).create(dir))
-            && error.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(error);
-        }
         let mut options = File::options();
         options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&self.0)?;
+        let file = match options.open(&self.0) {
+            // The host's first pod may be one that can't even be started.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_directory()?;
+                options.open(&self.0)?
+            }
+            file => file?,
+        };
         // A page that could not be had when it is written to would be the end of this process.
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, sys::PAGE as u64)?;
         sys::with_shared_page(&file, true, add)
     }
+
+    fn make_directory(&self) -> io::Result<()> {
+        match self.0.parent().map_or(Ok(()), |dir| DirBuilder::new().mode(0o700).create(dir)) {
+            // Another pod's owner was first.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
+    }
+}
+
+/// Removes what was counted in `state_dir`, by this release and by others.
+pub fn remove(state_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn increase(cells: &[AtomicU64], place: Place, by: u64) {

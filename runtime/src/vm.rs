@@ -165,8 +165,9 @@ impl VmFiles {
 }
 
 impl Vm {
-    /// Starts the VMM and the VM, which boots or goes on from a template, as `files` have it. The receiver gets the agent's connection, which means that the agent serves; it
-    /// fails when the VM ends before. `sockets` serves the guest's connections to those of the host. The VM's end is counted in `tally`, if it is a pod's.
+    /// Starts the VMM and the VM, which boots or goes on from a template, as `files` have it. The receiver gets the agent's
+    /// connection, which means that the agent serves; it fails when the VM ends before. `sockets` serves the guest's
+    /// connections to those of the host. The VM's end is counted in `tally`, if it is a pod's.
     ///
     /// The VMM dies with the calling *thread*, which must live as long as the pod.
     pub(crate) fn start(

@@ -54,12 +54,11 @@ pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
     let tally = Tally::new(&config.settings.state_dir);
     match fork_or_boot(config).await {
         Ok((pod, start)) => {
-            tally.start(start);
-            tally.steps(&config.timeline);
+            tally.started(start, &config.timeline);
             Ok(pod)
         }
         Err(error) => {
-            tally.start(Start::Failed);
+            tally.start_failed();
             Err(error)
         }
     }

@@ -77,9 +77,10 @@ fn steps_are_counted_from_the_owners_first_whatever_the_vmm_claims() {
     timeline.mark_at("agent ready", 1_200_000);
     assert_eq!(timeline.marks().first(), Some(&Mark { step: "vmm exec".into(), at_us: 7 }));
 
-    tally.steps(&timeline);
+    tally.started(Start::Forked, &timeline);
 
     let counts = tally.read().unwrap();
+    assert_eq!((counts.starts(Start::Forked), counts.starts(Start::Failed)), (1, 0));
     let of = |name: &str| counts.step(STEPS.iter().position(|step| *step == name).unwrap());
     assert_eq!(of("vmm exec").sum_us, 0);
     assert_eq!(of("jailed").sum_us, 3_600_000_000, "no longer than an hour");
@@ -94,7 +95,26 @@ fn what_cannot_be_counted_is_not_worth_failing_for() {
     std::fs::write(&elsewhere, "kept").unwrap();
     let tally = Tally::new(dir.path());
     std::os::unix::fs::symlink(&elsewhere, &tally.0).unwrap();
-    tally.start(Start::Forked);
+    tally.start_failed();
     assert_eq!(std::fs::read(&elsewhere).unwrap(), b"kept", "a link is not followed");
     assert!(tally.read().is_err());
+}
+
+#[test]
+fn a_directory_that_is_not_there_yet_is_made_and_what_was_counted_can_be_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    remove(&state).unwrap();
+    let tally = Tally::new(&state);
+    tally.start_failed();
+    assert_eq!(tally.read().unwrap().starts(Start::Failed), 1);
+    std::fs::write(state.join("tally-0"), "an older release's").unwrap();
+    std::fs::create_dir(state.join("tally-pods")).unwrap();
+    std::fs::write(state.join("other"), "").unwrap();
+
+    remove(&state).unwrap();
+
+    let left: BTreeSet<_> =
+        std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, BTreeSet::from(["other".into(), "tally-pods".into()]));
 }

@@ -7,10 +7,11 @@ use std::process::Command;
 use clap::Args;
 use monohull_runtime::install::{self, InstallError, Kind, Options, Plan, Report};
 use monohull_runtime::settings::Settings;
-use monohull_runtime::state::{self, PodState};
-use monohull_runtime::{template, text};
+use monohull_runtime::state::PodState;
+use monohull_runtime::{tally, template, text};
 
 use crate::failure::{Failure, print, print_json, say};
+use crate::ps;
 use crate::table::Table;
 use crate::terminal;
 
@@ -46,15 +47,8 @@ pub(crate) struct Arguments {
     /// The file that containerd is configured by
     #[arg(long, value_name = "FILE")]
     containerd_config: Option<PathBuf>,
-    /// Show what would be done, with the changes of every file, and do nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Restart the engines whose configuration has changed
-    #[arg(long)]
-    restart: bool,
-    /// Print an object {files: [{action, path, why, diff}], notes, restart}
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    how: How,
     /// Print the manifest of the RuntimeClass, for kubectl, and do nothing else
     #[arg(long)]
     runtime_class: bool,
@@ -80,6 +74,13 @@ pub(crate) struct UninstallArguments {
     /// Also while there are pods: they lose what they need to end in order
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How either is carried out.
+#[derive(Args, Debug)]
+struct How {
     /// Show what would be done, with the changes of every file, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -120,17 +121,17 @@ pub(crate) fn install(arguments: &Arguments) -> Result<u8, Failure> {
     };
     let plan = install::install(&options).map_err(|e| failed("installed", &e))?;
     let host = plan.is_for_this_host();
-    let report = carry_out(plan, arguments.dry_run).map_err(|e| failed("installed", &e))?;
-    tell(&report, arguments.dry_run, arguments.json)?;
+    let report = carry_out(plan, arguments.how.dry_run).map_err(|e| failed("installed", &e))?;
+    tell(&report, &arguments.how)?;
     if report.changes_nothing() {
         say("all is as it should be: nothing to do");
         return Ok(0);
     }
-    if arguments.dry_run {
+    if arguments.how.dry_run {
         return Ok(0);
     }
     if host {
-        restart(&report, arguments.restart);
+        restart(&report, arguments.how.restart);
     }
     say("for Kubernetes, once per cluster: monohull install --runtime-class | kubectl apply -f -");
     Ok(0)
@@ -144,18 +145,20 @@ pub(crate) fn uninstall(arguments: &UninstallArguments) -> Result<u8, Failure> {
     let settings = if host { Some(load()?) } else { None };
     if let Some(settings) = &settings
         && !arguments.force
-        && !arguments.dry_run
+        && !arguments.how.dry_run
     {
-        refuse_with_pods(&settings.state_dir)?;
+        refuse_with_pods(settings)?;
     }
-    let report = carry_out(plan, arguments.dry_run).map_err(|e| failed("removed", &e))?;
-    tell(&report, arguments.dry_run, arguments.json)?;
-    if arguments.dry_run {
+    let report = carry_out(plan, arguments.how.dry_run).map_err(|e| failed("removed", &e))?;
+    tell(&report, &arguments.how)?;
+    if arguments.how.dry_run {
         return Ok(0);
     }
     if let Some(settings) = &settings {
-        restart(&report, arguments.restart);
+        restart(&report, arguments.how.restart);
         template::remove_all(settings).map_err(|e| Failure::of("the templates are not removed", &e))?;
+        tally::remove(&settings.state_dir)
+            .map_err(|e| Failure::of("what was counted of pods is not removed", &e))?;
         remove_empty(&settings.state_dir);
     }
     Ok(0)
@@ -174,9 +177,8 @@ fn load() -> Result<Settings, Failure> {
 }
 
 /// Pods need Monohull's files until they end.
-fn refuse_with_pods(state_dir: &Path) -> Result<(), Failure> {
-    let pods =
-        state::list(state_dir).map_err(|e| Failure::of("cannot list the pods (they belong to root)", &e))?;
+fn refuse_with_pods(settings: &Settings) -> Result<(), Failure> {
+    let pods = ps::list_of(settings)?;
     if pods.is_empty() {
         return Ok(());
     }
@@ -200,8 +202,8 @@ fn remove_empty(state_dir: &Path) {
 }
 
 /// Prints what is done to each file, and how texts change when nothing is done yet.
-fn tell(report: &Report, dry_run: bool, json: bool) -> Result<(), Failure> {
-    if json {
+fn tell(report: &Report, how: &How) -> Result<(), Failure> {
+    if how.json {
         return print_json(report);
     }
     let mut table = Table::new(&["ACTION", "FILE", ""]);
@@ -209,7 +211,7 @@ fn tell(report: &Report, dry_run: bool, json: bool) -> Result<(), Failure> {
         table.push([line.action.name().to_owned(), line.path.display().to_string(), line.why.clone()]);
     }
     let mut output = if report.files.is_empty() { String::new() } else { table.render(terminal::width()) };
-    if dry_run {
+    if how.dry_run {
         for line in report.files.iter().filter(|line| !line.diff.is_empty()) {
             output.push('\n');
             output.push_str(&line.diff);

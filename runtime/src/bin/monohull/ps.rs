@@ -74,7 +74,11 @@ pub(crate) fn ps(arguments: &Arguments) -> Result<u8, Failure> {
 
 /// The pods of this host.
 pub(crate) fn list() -> Result<Vec<PodState>, Failure> {
-    let settings = Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))?;
+    list_of(&Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))?)
+}
+
+/// [`list`], with the settings already loaded.
+pub(crate) fn list_of(settings: &Settings) -> Result<Vec<PodState>, Failure> {
     state::list(&settings.state_dir)
         .map_err(|e| Failure::of("cannot list the pods (they belong to root)", &e))
 }

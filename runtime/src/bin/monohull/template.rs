@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::template::{self, Info};
-use monohull_runtime::{state, text};
+use monohull_runtime::text;
 use serde::Serialize;
 
 use crate::failure::{Failure, note, print, print_json};
@@ -92,7 +92,7 @@ pub(crate) fn template(arguments: &Arguments) -> Result<u8, Failure> {
 
 fn list(settings: &Settings, arguments: &Ls) -> Result<u8, Failure> {
     let templates = all(settings)?;
-    let pods = state::list(&settings.state_dir).map_err(|e| Failure::of("cannot list the pods", &e))?;
+    let pods = ps::list_of(settings)?;
     let current = template::current_keys(settings).unwrap_or_default();
     let row = |info: Info| Row {
         r#use: if current.contains(&info.key) { "current" } else { "old" },

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use monohull_runtime::kubernetes::KubernetesPod;
 use monohull_runtime::settings::Settings;
-use monohull_runtime::state::{self, PodState};
+use monohull_runtime::state::PodState;
 use monohull_runtime::tally::{Counts, Ending, STEPS, Start, Tally};
 use monohull_runtime::template::{self, Info};
 use monohull_runtime::usage::{self, Usage};
@@ -32,8 +32,7 @@ pub(super) fn text(settings: &Settings) -> Result<String, Failure> {
 
 impl Host {
     fn read(settings: &Settings) -> Result<Self, Failure> {
-        let pods = state::list(&settings.state_dir)
-            .map_err(|e| Failure::of("cannot list the pods (they belong to root)", &e))?;
+        let pods = ps::list_of(settings)?;
         let counts = Tally::new(&settings.state_dir)
             .read()
             .map_err(|e| Failure::of("cannot read what was counted of this host's pods", &e))?;

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use monohull_runtime::settings::Settings;
-use monohull_runtime::state::{self, PodState, ProcessId};
+use monohull_runtime::state::{PodState, ProcessId};
 use monohull_runtime::usage::{self, Usage};
 
 use crate::failure::Failure;
+use crate::ps;
 
 /// One pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,8 +51,7 @@ impl Sampler {
 
     /// Looks at every pod.
     pub(super) fn look(&mut self) -> Result<Vec<Row>, Failure> {
-        let pods = state::list(&self.settings.state_dir)
-            .map_err(|e| Failure::of("cannot list the pods (they belong to root)", &e))?;
+        let pods = ps::list_of(&self.settings)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut last = HashMap::new();
         let mut rows = Vec::new();
