@@ -28,18 +28,18 @@ pub enum MigrateError {
     Foreign,
 }
 
-/// What becomes of a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What becomes of a setting, in the order of how much an administrator should look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// It is among our settings.
-    Kept,
-    /// Nothing has to be set for it.
-    NotNeeded,
     /// What it asks for is not there.
     Missing,
     /// It is not known.
     Unknown,
+    /// It is among our settings.
+    Kept,
+    /// Nothing has to be set for it.
+    NotNeeded,
 }
 
 impl std::fmt::Display for Fate {
@@ -181,11 +181,6 @@ impl Migration {
             let _ = writeln!(text, "{} = {value}", key.name());
         }
         text
-    }
-
-    /// Whether something is asked for that is not there.
-    pub fn lacks_something(&self) -> bool {
-        self.findings.iter().any(|finding| matches!(finding.fate, Fate::Missing | Fate::Unknown))
     }
 }
 

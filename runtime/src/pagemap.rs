@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use crate::sys;
+
 /// Bytes of a page, and of what is told of one.
-const PAGE: u64 = 4096;
+const PAGE: u64 = sys::PAGE as u64;
 const ENTRY: u64 = 8;
 /// Flags of an entry.
 const PRESENT: u64 = 1 << 63;

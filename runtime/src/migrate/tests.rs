@@ -58,7 +58,6 @@ fn what_is_kept_is_a_configuration_that_we_read() {
     let settings = crate::settings::Settings::parse(&migration.settings()).unwrap();
     assert_eq!((settings.default_memory_mib, settings.default_cpus), (2048, 2));
     assert_eq!(settings.network_bytes_per_second, 2_000_001, "the larger direction, rounded up to bytes");
-    assert!(migration.lacks_something());
 }
 
 #[test]

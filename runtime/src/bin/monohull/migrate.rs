@@ -104,14 +104,11 @@ fn pods(path: &Path) -> Result<String, Failure> {
 
 /// Tables, what is missing first, and the settings.
 fn text(report: &Report, width: Option<usize>) -> String {
-    let order = |fate| {
-        [Fate::Missing, Fate::Unknown, Fate::Kept, Fate::NotNeeded].iter().position(|other| *other == fate)
-    };
     let mut parts = Vec::new();
     if !report.configuration.is_empty() {
         let mut table = Table::new(&["FATE", "SETTING", "VALUE", "WHAT BECOMES OF IT"]);
         let mut findings: Vec<_> = report.configuration.iter().collect();
-        findings.sort_by_key(|finding| order(finding.fate));
+        findings.sort_by_key(|finding| finding.fate);
         for Finding { key, value, fate, note } in findings {
             table.push([fate.to_string(), key.clone(), short(value), note.clone()]);
         }
@@ -120,7 +117,7 @@ fn text(report: &Report, width: Option<usize>) -> String {
     if !report.annotations.is_empty() {
         let mut table = Table::new(&["FATE", "POD", "ANNOTATION", "VALUE", "WHAT BECOMES OF IT"]);
         let mut annotations: Vec<_> = report.annotations.iter().collect();
-        annotations.sort_by_key(|annotation| order(annotation.fate));
+        annotations.sort_by_key(|annotation| annotation.fate);
         for Annotation { pod, key, value, fate, note } in annotations {
             table.push([fate.to_string(), pod.clone(), key.clone(), short(value), note.clone()]);
         }
