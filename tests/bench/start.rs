@@ -1,6 +1,5 @@
 //! What the start of a container takes, by the command line of an engine.
 
-use std::fs;
 use std::io;
 use std::time::Instant;
 
@@ -54,8 +53,5 @@ fn run_true(engine: &Engine, kind: &str, options: &[&str], runtimes: &[(&str, &s
 
 /// A runtime whose pods are not forked.
 pub(crate) fn without_templates(engine: &Engine) -> io::Result<String> {
-    let settings = engine.scratch().join("cold.toml");
-    fs::write(&settings, "templates = \"off\"\n")?;
-    let script = format!("export MONOHULL_CONFIG={}; exec $SHIM \"$@\"", settings.display());
-    engine.install_shim("cold", &script)
+    engine.install_settings("cold", "templates = \"off\"\n")
 }

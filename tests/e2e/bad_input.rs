@@ -34,9 +34,9 @@ fn with_shim(engine: &Engine, prefix: &str, script: &str) -> Run {
 }
 
 fn with_settings(engine: &Engine, prefix: &str, settings: &str) -> Run {
-    let file = engine.scratch().join(format!("{prefix}.toml"));
-    std::fs::write(&file, settings).expect("a settings file");
-    with_shim(engine, prefix, &format!("export MONOHULL_CONFIG={}; exec $SHIM \"$@\"", file.display()))
+    let mut run = Run::new(&id(prefix), &["true"]);
+    run.runtime = engine.install_settings(prefix, settings).expect("a shim to run");
+    run
 }
 
 fn corrupt_spec(engine: &Engine) {

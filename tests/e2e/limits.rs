@@ -16,10 +16,8 @@ const NOW: &str = "cut -d' ' -f1 /proc/uptime";
 
 /// A runtime with this setting at 1 MiB/s.
 fn limited(engine: &Engine, setting: &str) -> String {
-    let settings = engine.scratch().join(format!("{setting}.toml"));
-    std::fs::write(&settings, format!("{setting} = {MIB}\n")).expect("a settings file");
-    let script = format!("export MONOHULL_CONFIG={}; exec $SHIM \"$@\"", settings.display());
-    engine.install_shim(&setting.replace('_', "-"), &script).expect("a shim to run")
+    let settings = format!("{setting} = {MIB}\n");
+    engine.install_settings(&setting.replace('_', "-"), &settings).expect("a shim to run")
 }
 
 /// The seconds between the two times that a script printed.

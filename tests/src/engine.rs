@@ -337,6 +337,13 @@ impl Engine {
         Ok(format!("io.containerd.{name}.v2"))
     }
 
+    /// [`Self::install_shim`] for one whose pods are made with these settings (TOML).
+    pub fn install_settings(&self, name: &str, settings: &str) -> io::Result<String> {
+        let file = self.dir.path().join(format!("{name}.toml"));
+        fs::write(&file, settings)?;
+        self.install_shim(name, &format!("export MONOHULL_CONFIG={}; exec $SHIM \"$@\"", file.display()))
+    }
+
     /// Where containerd keeps the bundles of the client's namespace.
     pub fn bundles(&self) -> PathBuf {
         self.dir.path().join("state/io.containerd.runtime.v2.task/default")
