@@ -67,15 +67,16 @@ fn meaning(key: u8) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{PipeReader, Write};
+    use std::time::Duration;
+
+    use tokio::io::Interest;
+
     use super::*;
 
     fn watch(reader: PipeReader) -> AsyncFd<OwnedFd> {
         monohull_runtime::watch_descriptor(reader.into(), Interest::READABLE).unwrap()
     }
-    use std::io::{PipeReader, Write};
-    use std::time::Duration;
-
-    use tokio::io::Interest;
 
     #[test]
     fn a_frame_fits_the_terminal() {
