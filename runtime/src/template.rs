@@ -52,8 +52,9 @@ const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Bytes of the stack of a thread that waits for one process.
 const REAPER_STACK: usize = 32 * 1024;
-/// The least priority there is (nice(2)).
-const LEAST_PRIORITY: i32 = 19;
+/// The builder's priority (nice(2)): a tenth of a CPU that others keep busy. At the least one it starves while a node starts many
+/// pods after a reboot, and all of them boot.
+const BUILDER_PRIORITY: i32 = 10;
 /// Length of a key, in hexadecimal digits.
 const KEY_DIGITS: usize = 16;
 
@@ -221,7 +222,7 @@ pub fn remove_all(settings: &Settings) -> Result<(), TemplateError> {
 }
 
 /// Starts `builder`, a command that calls [`build`], if a template is missing or old. It outlives its parent, has none of its
-/// descriptors, and gets the CPU when nobody else wants it.
+/// descriptors, and gets a tenth of a CPU that others want, too.
 pub fn make_in_background(settings: &Settings, mut builder: Command) {
     if settings.templates == Templates::Off || !is_wanted(settings) {
         return;
@@ -231,7 +232,7 @@ pub fn make_in_background(settings: &Settings, mut builder: Command) {
     match builder.spawn() {
         Ok(mut builder) => {
             // Without its priority, it is only a nuisance.
-            let _ = setpriority_process(Some(Pid::from_child(&builder)), LEAST_PRIORITY);
+            let _ = setpriority_process(Some(Pid::from_child(&builder)), BUILDER_PRIORITY);
             // Whoever outlives it is not left with a zombie.
             let reaper = std::thread::Builder::new().stack_size(REAPER_STACK);
             let _ = reaper.spawn(move || builder.wait());
