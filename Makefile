@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests chart unit \
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages chart unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
 	fstest install-test bench host-shell clean
 
@@ -79,7 +79,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 test: ## Everything CI runs
 	@tests/all
 
-check: fmt lint deny shellcheck named-tests promtool chart ## Formatting, lints, dependencies, shell scripts, tests that pages name, metrics, chart
+check: fmt lint deny shellcheck named-tests pages promtool chart ## Formatting, lints, dependencies, shell scripts, tests that pages name, metrics, chart
 
 fmt:
 	cargo fmt --all --check
@@ -102,6 +102,9 @@ promtool: ## Prometheus' own tool on an example of our metrics, and on the alert
 
 chart: ## The Helm chart by Helm's own code, its manifests by Kubernetes' types (some minutes once, then a second)
 	@tests/tools/chart
+
+pages: ## Links and anchors of the pages, and the messages that they quote
+	@tests/tools/pages
 
 named-tests:
 	@tests/tools/named-tests
