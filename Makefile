@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages chart unit \
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages docs chart unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
 	fstest install-test bench host-shell clean
 
@@ -105,6 +105,9 @@ chart: ## The Helm chart by Helm's own code, its manifests by Kubernetes' types 
 
 pages: ## Links and anchors of the pages, and the messages that they quote
 	@tests/tools/pages
+
+docs: ## The site of docs/ in build/docs, by mdBook, its links checked (some minutes once, then seconds)
+	@tests/tools/docs
 
 named-tests:
 	@tests/tools/named-tests
