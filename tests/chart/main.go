@@ -85,6 +85,9 @@ func run(arguments []string) error {
 	if string(plain) != defaults {
 		return errors.New("deploy/kubernetes.yaml is not what deploy/chart makes: 'tests/tools/chart manifests > deploy/kubernetes.yaml'")
 	}
+	if _, _, err := render(loaded, "imgae: x"); err == nil {
+		return errors.New("the chart takes a value that it does not have")
+	}
 	return errors.Join(linted(folder), strict(plain), strict([]byte(all)), runtimeClass(tree, plain), version(tree, loaded))
 }
 
@@ -104,7 +107,7 @@ func render(loaded *chart.Chart, text string) (all, plain string, err error) {
 		return "", "", err
 	}
 	for name := range files {
-		if strings.HasPrefix(filepath.Base(name), "_") {
+		if base := filepath.Base(name); strings.HasPrefix(base, "_") || base == "NOTES.txt" {
 			delete(files, name)
 		}
 	}
