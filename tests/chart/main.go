@@ -88,7 +88,7 @@ func run(arguments []string) error {
 	if _, _, err := render(loaded, "imgae: x"); err == nil {
 		return errors.New("the chart takes a value that it does not have")
 	}
-	return errors.Join(linted(folder), strict(plain), strict([]byte(all)), runtimeClass(tree, plain), version(tree, loaded))
+	return errors.Join(linted(folder), strict(plain), strict([]byte(all)), policy(plain), runtimeClass(tree, plain), version(tree, loaded))
 }
 
 // render returns all that the chart makes, and what is left of it without hooks, as one text each.

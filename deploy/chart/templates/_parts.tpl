@@ -87,7 +87,7 @@ volumes:
 {{- end }}
 
 {{- /* An account that reads and labels nodes: (dict "root" $ "name" NAME "verbs" LIST "annotations" TEXT). RBAC knows neither "its own
-node" nor "this label": what that leaves is in docs/kubernetes.md. */}}
+node" nor "this label": policy.yaml does. */}}
 {{- define "monohull.account" -}}
 {{- $name := printf "%s-%s" .root.Release.Name .name -}}
 apiVersion: v1
