@@ -47,11 +47,11 @@ built() {
 
 # generate DIRECTORY: writes below it what the command line says of itself, manual pages and completions.
 generate() {
-    local monohull=$root/usr/local/bin/monohull shell file
-    "$monohull" man "$1/usr/share/man/man1"
+    local tool=$root/usr/local/bin/monohull shell file
+    "$tool" man "$1/usr/share/man/man1"
     while read -r shell file; do
         mkdir -p "$1/usr/share/${file%/*}"
-        "$monohull" completions "$shell" > "$1/usr/share/$file"
+        "$tool" completions "$shell" > "$1/usr/share/$file"
     done << 'END'
 bash bash-completion/completions/monohull
 zsh zsh/site-functions/_monohull
