@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests unit \
+.PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages docs chart unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
 	fstest install-test bench host-shell clean
 
@@ -66,7 +66,7 @@ sbom: build ## What each installed file is made of, as CycloneDX in build/sbom, 
 	@release/sbom
 	@release/check-tampered
 
-dist: sbom ## Tarball, Debian package, sources and checksums in build/dist, unpacked and compared with build/root (2 minutes)
+dist: sbom ## Tarball, Debian package, image and chart for Kubernetes, sources, checksums in build/dist, unpacked and compared with build/root (2 minutes)
 	@release/dist
 	@release/check-dist
 
@@ -79,7 +79,7 @@ demo: setup build ## A tour: containers in VMs, through containerd and nerdctl
 test: ## Everything CI runs
 	@tests/all
 
-check: fmt lint deny shellcheck named-tests promtool ## Formatting, lints, dependencies, shell scripts, tests that pages name, metrics
+check: fmt lint deny shellcheck named-tests pages promtool chart ## Formatting, lints, dependencies, shell scripts, tests that pages name, metrics, chart
 
 fmt:
 	cargo fmt --all --check
@@ -99,6 +99,15 @@ shellcheck:
 promtool: ## Prometheus' own tool on an example of our metrics, and on the alerts in deploy/
 	@tests/tools/promtool check metrics < runtime/src/bin/monohull/metrics/tests/example.prom
 	@tests/tools/promtool check rules deploy/prometheus-alerts.yaml
+
+chart: ## The Helm chart by Helm's own code, its manifests by Kubernetes' types (some minutes once, then a second)
+	@tests/tools/chart
+
+pages: ## Links and anchors of the pages, and the messages that they quote
+	@tests/tools/pages
+
+docs: ## The site of docs/ in build/docs, by mdBook, its links checked (some minutes once, then seconds)
+	@tests/tools/docs
 
 named-tests:
 	@tests/tools/named-tests
@@ -143,6 +152,7 @@ fstest: build build-tests ## pjdfstest on a volume and on the host's own file sy
 	@tests/run fstest $(FILTER)
 
 install-test: build build-tests ## Install, run pods with what that configured, remove: the same files as before (FILTER=name for some cases)
+	@release/installer-image $(ROOT) $(TESTS)/installer.tar monohull.invalid/installer:test
 	@tests/run install $(FILTER)
 
 matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md

@@ -45,6 +45,20 @@ built() {
         die "build/root has another guest kernel than kernel-config describes: run 'make build' first"
 }
 
+# generate DIRECTORY: writes below it what the command line says of itself, manual pages and completions.
+generate() {
+    local tool=$root/usr/local/bin/monohull shell file
+    "$tool" man "$1/usr/share/man/man1"
+    while read -r shell file; do
+        mkdir -p "$1/usr/share/${file%/*}"
+        "$tool" completions "$shell" > "$1/usr/share/$file"
+    done << 'END'
+bash bash-completion/completions/monohull
+zsh zsh/site-functions/_monohull
+fish fish/vendor_completions.d/monohull.fish
+END
+}
+
 # trees ARGUMENT…: cargo's tree of every program as it is built. `root|parent|crate|kind`, a line for each edge; crates are
 # name@version, and kind is "macro" for what runs in the compiler only.
 trees() {

@@ -33,6 +33,7 @@ Examples:
   monohull install                                   # after 'make install' or 'apt install': the engines only
   monohull install --engine containerd --restart
   monohull install --from unpacked --root image
+  monohull install --host /host --restart            # in a container that has the host's root directory at /host
   monohull install --runtime-class | kubectl apply -f -")]
 pub(crate) struct Arguments {
     /// An unpacked release; by default the one that this program is in
@@ -41,6 +42,9 @@ pub(crate) struct Arguments {
     /// Install into this directory instead: that of an image
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
+    /// Install on this host, from within a container that has the host's root directory here
+    #[arg(long, value_name = "DIR", conflicts_with = "root")]
+    host: Option<PathBuf>,
     /// Configure this engine instead of all that are found: containerd, crio, k3s, rke2, microk8s, or none. May be repeated
     #[arg(long = "engine", value_name = "ENGINE", value_parser = engine)]
     engines: Vec<EngineName>,
@@ -57,7 +61,7 @@ pub(crate) struct Arguments {
 /// Undo what `monohull install` has done
 ///
 /// Removes what it has made and restores what it has changed. What others have changed since is kept, and the output says so.
-/// Refused while there are pods.
+/// Refused while there are pods. Where nothing is installed there is nothing to do.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Exit codes:
@@ -66,11 +70,15 @@ Exit codes:
 Examples:
   monohull uninstall --dry-run
   monohull uninstall --restart
-  monohull uninstall --root image")]
+  monohull uninstall --root image
+  monohull uninstall --host /host --restart          # in a container that has the host's root directory at /host")]
 pub(crate) struct UninstallArguments {
     /// Remove it from this directory instead: that of an image
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
+    /// Remove it from this host, from within a container that has the host's root directory here
+    #[arg(long, value_name = "DIR", conflicts_with = "root")]
+    host: Option<PathBuf>,
     /// Also while there are pods: they lose what they need to end in order
     #[arg(long)]
     force: bool,
@@ -114,13 +122,13 @@ pub(crate) fn install(arguments: &Arguments) -> Result<u8, Failure> {
     let defaults = Options::default();
     let engines = arguments.engines.iter().filter_map(|name| name.0).collect();
     let options = Options {
-        root: arguments.root.clone(),
+        root: arguments.host.as_ref().unwrap_or(&arguments.root).clone(),
         from: arguments.from.clone(),
         engines: if arguments.engines.is_empty() { None } else { Some(engines) },
         containerd_config: arguments.containerd_config.clone().unwrap_or(defaults.containerd_config),
     };
     let plan = install::install(&options).map_err(|e| failed("installed", &e))?;
-    let host = plan.is_for_this_host();
+    let host = plan.is_for_this_host() || arguments.host.is_some();
     let report = carry_out(plan, arguments.how.dry_run).map_err(|e| failed("installed", &e))?;
     tell(&report, &arguments.how)?;
     if report.changes_nothing() {
@@ -131,6 +139,8 @@ pub(crate) fn install(arguments: &Arguments) -> Result<u8, Failure> {
         return Ok(0);
     }
     if host {
+        // The programs are copied from the container: its root directory was needed until now.
+        enter(arguments.host.as_deref())?;
         restart(&report, arguments.how.restart);
     }
     say("for Kubernetes, once per cluster: monohull install --runtime-class | kubectl apply -f -");
@@ -139,7 +149,14 @@ pub(crate) fn install(arguments: &Arguments) -> Result<u8, Failure> {
 
 /// Runs `monohull uninstall`.
 pub(crate) fn uninstall(arguments: &UninstallArguments) -> Result<u8, Failure> {
-    let plan = install::uninstall(&arguments.root).map_err(|e| failed("removed", &e))?;
+    enter(arguments.host.as_deref())?;
+    let plan = match install::uninstall(&arguments.root) {
+        Err(error @ InstallError::NotInstalled(_)) => {
+            say(&format!("{}: nothing to do", text::chain(&error)));
+            return Ok(0);
+        }
+        other => other.map_err(|e| failed("removed", &e))?,
+    };
     let host = plan.is_for_this_host();
     // An image has neither pods nor templates.
     let settings = if host { Some(load()?) } else { None };
@@ -174,6 +191,15 @@ fn carry_out(plan: Plan, dry_run: bool) -> Result<Report, InstallError> {
 
 fn load() -> Result<Settings, Failure> {
     Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))
+}
+
+/// Makes the root directory of the host that this container is on, if it is in one, that of this process: settings, pods and
+/// `systemctl` are the host's then.
+fn enter(host: Option<&Path>) -> Result<(), Failure> {
+    let Some(host) = host else { return Ok(()) };
+    rustix::process::chroot(host)
+        .and_then(|()| rustix::process::chdir("/"))
+        .map_err(|e| Failure::of(&format!("cannot make {} the root directory", host.display()), &e))
 }
 
 /// Pods need Monohull's files until they end.
@@ -235,7 +261,9 @@ fn restart(report: &Report, now: bool) {
             ));
             continue;
         }
-        let status = Command::new("systemctl").arg("try-restart").args(units).status();
+        // In a host's root directory that is not this process's first one, systemctl does nothing unless it is told to.
+        let status =
+            Command::new("systemctl").arg("try-restart").args(units).env("SYSTEMD_OFFLINE", "0").status();
         match status {
             Ok(status) if status.success() => say(&format!("{engine} is restarted")),
             Ok(status) => say(&format!("{engine} is not restarted: {command}: {status}")),

@@ -6,6 +6,8 @@ mod generated;
 mod install;
 mod metrics;
 mod migrate;
+#[cfg(test)]
+mod pages;
 mod prepare;
 mod process;
 mod ps;
