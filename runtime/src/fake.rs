@@ -445,6 +445,33 @@ impl agent_ttrpc::Agent for Fake {
         Ok(proto::Empty::new())
     }
 
+    async fn freeze(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("freeze");
+        Ok(proto::Empty::new())
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("thaw");
+        Ok(proto::Empty::new())
+    }
+
+    async fn reidentify(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ReidentifyRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        let random = request.entropy.iter().any(|byte| *byte != 0);
+        self.note(&format!(
+            "reidentify {} entropy={} random={random}",
+            request.hostname,
+            request.entropy.len()
+        ));
+        for attachment in &request.attachments {
+            self.greet(attachment.stdio.as_ref(), &attachment.container_id).await;
+        }
+        Ok(proto::Empty::new())
+    }
+
     async fn resize_sandbox(
         &self,
         _: &TtrpcContext,

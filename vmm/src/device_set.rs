@@ -13,7 +13,7 @@ use crate::api::{GUEST_CID, Rates};
 use crate::control::{FsPort, Handles, Outbox};
 use crate::devices::balloon::Balloon;
 use crate::devices::balloon::persist::BalloonState;
-use crate::devices::blk::ImageDisk;
+use crate::devices::blk::{DiskState, ImageDisk};
 use crate::devices::fs::Fs;
 use crate::devices::mem::Mem;
 use crate::devices::net::Net;
@@ -59,6 +59,7 @@ pub(crate) struct DeviceSet {
 /// The devices in a snapshot. Those without a field have nothing to save, or could not be saved if they had.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct DevicesState {
+    disk: DiskState,
     balloon: BalloonState,
     nics: Vec<NetState>,
 }
@@ -128,14 +129,19 @@ impl DeviceSet {
         }
     }
 
+    /// How many extents of the image disk have no file, and with that can't be served.
+    pub(crate) fn missing_extents(&self) -> usize {
+        crate::lock(&self.disk).missing()
+    }
+
     /// The devices' own states, beside their queues.
     pub(crate) fn save(&self) -> Result<DevicesState, SnapshotError> {
-        save("image disk", &self.disk)?;
         save("entropy device", &self.rng)?;
         self.vsock.iter().try_for_each(|vsock| save("socket device", vsock))?;
         save("device for host directories", &self.fs)?;
         self.mem.iter().try_for_each(|mem| save("memory device", mem))?;
         Ok(DevicesState {
+            disk: save("image disk", &self.disk)?,
             balloon: save("balloon", &self.balloon)?,
             nics: self.nics.iter().map(|nic| save("network interface", nic)).collect::<Result<_, _>>()?,
         })
@@ -143,7 +149,7 @@ impl DeviceSet {
 
     /// Restores them, after their queues.
     pub(crate) fn restore(&self, state: &DevicesState) -> Result<(), SnapshotError> {
-        restore("image disk", &self.disk, &())?;
+        restore("image disk", &self.disk, &state.disk)?;
         restore("entropy device", &self.rng, &())?;
         self.vsock.iter().try_for_each(|vsock| restore("socket device", vsock, &()))?;
         restore("device for host directories", &self.fs, &())?;

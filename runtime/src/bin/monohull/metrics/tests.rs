@@ -28,6 +28,7 @@ pub(crate) fn pod(id: &str) -> PodState {
         owner: dead,
         vmm: Some(dead),
         template: None,
+        snapshot: None,
         fs_server: None,
         containers: Vec::new(),
         created_at: 1,
