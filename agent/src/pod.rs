@@ -318,6 +318,10 @@ impl Pod {
             })
             .collect();
         for (id, container) in containers {
+            let init = container.init();
+            if init.exit().is_none() && !request.hostname.is_empty() {
+                sandbox::set_hostname_of(init.pid(), &request.hostname)?;
+            }
             let attachment = request.attachments.iter().find(|attachment| attachment.container_id == id);
             let connections = match attachment {
                 Some(attachment) => self.streams.take(attachment.stdio.get_or_default()).await?,

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use monohull_protocol::agent::{CreateSandboxRequest, ReidentifyRequest};
 use rustix::mount::{MountFlags, mount};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::{Doing, Error, Result};
 use crate::network::{self, Network};
@@ -46,6 +48,22 @@ fn set_hostname(name: &str) -> Result<()> {
     }
     rustix::system::sethostname(name.as_bytes())
         .map_err(|error| Error::Invalid(format!("hostname {name:?}: {error}")))
+}
+
+/// Sets the host name in the UTS namespace of a process.
+pub(crate) fn set_hostname_of(pid: u32, name: &str) -> Result<()> {
+    let what = || format!("set the host name of process {pid}");
+    let namespace = File::open(format!("/proc/{pid}/ns/uts")).doing(what)?;
+    // Namespaces are a thread's, and those of the agent's own stay what they are.
+    let set = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::HostNameAndNISDomainName))?;
+        rustix::system::sethostname(name.as_bytes())
+    };
+    let set = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, set)?;
+        thread.join().unwrap_or(Err(rustix::io::Errno::INVAL)).map_err(io::Error::from)
+    });
+    set.doing(what)
 }
 
 fn add_entropy(entropy: &[u8]) -> Result<()> {

@@ -59,6 +59,8 @@ pub(crate) enum Mode {
     StartsForEver,
     /// The VMM sends more than a message can be.
     Bloats,
+    /// The VMM refuses to save the VM.
+    RefusesSnapshots,
     /// The VMM answers with what was not asked for, and what nobody asked.
     AnswersWrongly,
     /// The VMM answers to nothing.
@@ -67,7 +69,7 @@ pub(crate) enum Mode {
     HangsUp,
 }
 
-const MODES: [Mode; 16] = [
+const MODES: [Mode; 17] = [
     Mode::Good,
     Mode::Panics,
     Mode::Resets,
@@ -81,6 +83,7 @@ const MODES: [Mode; 16] = [
     Mode::ConnectsNothing,
     Mode::StartsForEver,
     Mode::Bloats,
+    Mode::RefusesSnapshots,
     Mode::AnswersWrongly,
     Mode::AnswersNothing,
     Mode::HangsUp,

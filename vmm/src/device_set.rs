@@ -20,6 +20,7 @@ use crate::devices::net::Net;
 use crate::devices::net::persist::NetState;
 use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
+use crate::devices::vsock::persist::VsockState;
 use crate::persist::{Persist, PersistError};
 use crate::snapshot::SnapshotError;
 use crate::threads::Starter;
@@ -60,6 +61,7 @@ pub(crate) struct DeviceSet {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct DevicesState {
     disk: DiskState,
+    vsock: Option<VsockState>,
     balloon: BalloonState,
     nics: Vec<NetState>,
 }
@@ -137,11 +139,11 @@ impl DeviceSet {
     /// The devices' own states, beside their queues.
     pub(crate) fn save(&self) -> Result<DevicesState, SnapshotError> {
         save("entropy device", &self.rng)?;
-        self.vsock.iter().try_for_each(|vsock| save("socket device", vsock))?;
         save("device for host directories", &self.fs)?;
         self.mem.iter().try_for_each(|mem| save("memory device", mem))?;
         Ok(DevicesState {
             disk: save("image disk", &self.disk)?,
+            vsock: self.vsock.as_ref().map(|vsock| save("socket device", vsock)).transpose()?,
             balloon: save("balloon", &self.balloon)?,
             nics: self.nics.iter().map(|nic| save("network interface", nic)).collect::<Result<_, _>>()?,
         })
@@ -151,7 +153,14 @@ impl DeviceSet {
     pub(crate) fn restore(&self, state: &DevicesState) -> Result<(), SnapshotError> {
         restore("image disk", &self.disk, &state.disk)?;
         restore("entropy device", &self.rng, &())?;
-        self.vsock.iter().try_for_each(|vsock| restore("socket device", vsock, &()))?;
+        match (&self.vsock, &state.vsock) {
+            (Some(vsock), Some(state)) => restore("socket device", vsock, state)?,
+            (None, None) => {}
+            _ => {
+                let error = PersistError::Impossible("it is there in one of the two");
+                return Err(SnapshotError::Device("socket device", error));
+            }
+        }
         restore("device for host directories", &self.fs, &())?;
         self.mem.iter().try_for_each(|mem| restore("memory device", mem, &()))?;
         restore("balloon", &self.balloon, &state.balloon)?;

@@ -1,7 +1,7 @@
 //! Snapshots by the real `monohull-vmm`, of guests of a few hand-assembled instructions on /dev/kvm.
 
 // A failure of the test itself should stop it, also outside of the test functions.
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{PipeReader, Read};
@@ -18,7 +18,6 @@ mod guests;
 #[allow(dead_code)]
 #[path = "hostile/program.rs"]
 mod program;
-#[allow(dead_code)]
 #[path = "hostile/requests/mod.rs"]
 mod requests;
 mod vm;

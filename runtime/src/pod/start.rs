@@ -173,7 +173,7 @@ async fn attempt(
     let saved = template.map(|template| (&template.state, &template.memory));
     let files = VmFiles::open(&config.settings, listener, config.console.as_deref(), saved)?;
     let sockets = Arc::<Sockets>::default();
-    let vm_config = plan.vm.clone();
+    let vm_config = VmConfig { fds: files.roles(), ..plan.vm.clone() };
     let Starting { vm, ready, mut network, sizing } = start_vm(config, plan, files, sockets.clone(), &state)?;
     let watch = vm.watch();
     let sharing = async {
