@@ -165,15 +165,10 @@ impl Snapshot {
 /// fails.
 pub async fn take(settings: &Settings, pod: &Path, name: &str) -> Result<Manifest, SnapshotError> {
     let place = place(settings, name)?;
-    let parent = place.parent().unwrap_or(Path::new("/")).to_owned();
-    if !name.contains('/') {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&parent);
-        made.map_err(SnapshotError::io("make", &parent))?;
-    }
     if place.exists() {
         return Err(SnapshotError::Exists(name.to_owned()));
     }
-    let making = Making::new(&parent, &place)?;
+    let making = Making::new(&place, !name.contains('/'))?;
     let manifest = door::ask(pod, &making.path).await?;
     write(&making.path, &manifest)?;
     renameat2(AT_FDCWD, &making.path, AT_FDCWD, &place, RenameFlags::RENAME_NOREPLACE)
@@ -203,7 +198,11 @@ pub fn remove(settings: &Settings, name: &str) -> Result<(), SnapshotError> {
     if fs::symlink_metadata(path.join(MANIFEST)).is_err() {
         return Err(SnapshotError::Unknown(name.to_owned()));
     }
-    fs::remove_dir_all(&path).map_err(SnapshotError::io("remove", &path))
+    fs::remove_dir_all(&path).map_err(SnapshotError::io("remove", &path))?;
+    if !name.contains('/') {
+        remove_empty(&path);
+    }
+    Ok(())
 }
 
 fn dir(settings: &Settings) -> PathBuf {
@@ -223,20 +222,24 @@ fn place(settings: &Settings, name: &str) -> Result<PathBuf, SnapshotError> {
 #[derive(Debug)]
 struct Making {
     path: PathBuf,
+    /// The directory that it is in is that of all snapshots.
+    among_others: bool,
     /// Tells others that somebody is at it.
     _lock: Flock<OwnedFd>,
 }
 
 impl Making {
-    /// Makes a directory in `parent` for what is to be at `place`, and removes those that nobody works on any more.
-    fn new(parent: &Path, place: &Path) -> Result<Self, SnapshotError> {
+    /// Makes a directory beside `place`, for what is to be there, and removes those that nobody works on any more. The directory
+    /// that both are in is made if it is the one of all snapshots.
+    fn new(place: &Path, among_others: bool) -> Result<Self, SnapshotError> {
+        let parent = place.parent().unwrap_or(Path::new("/"));
         sweep(parent);
         let name = place.file_name().unwrap_or_default().to_string_lossy();
         let path = parent.join(format!("{MAKING}{}-{name}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&path).map_err(SnapshotError::io("make", &path))?;
-        let locked = lock(&path);
-        match locked {
-            Ok(lock) => Ok(Self { path, _lock: lock }),
+        let made = DirBuilder::new().recursive(among_others).mode(0o700).create(&path);
+        made.map_err(SnapshotError::io("make", &path))?;
+        match lock(&path) {
+            Ok(lock) => Ok(Self { path, among_others, _lock: lock }),
             Err(error) => Err(SnapshotError::io("lock", &path)(error)),
         }
     }
@@ -246,7 +249,16 @@ impl Drop for Making {
     fn drop(&mut self) {
         // It fails for one that has taken its place. What can't be removed now is left to the next one.
         let _ = fs::remove_dir_all(&self.path);
+        if self.among_others {
+            remove_empty(&self.path);
+        }
     }
+}
+
+/// Removes the directory of all snapshots, given one of them, if there are no others.
+fn remove_empty(path: &Path) {
+    // It fails when there are.
+    let _ = path.parent().map(fs::remove_dir);
 }
 
 fn lock(path: &Path) -> io::Result<Flock<OwnedFd>> {

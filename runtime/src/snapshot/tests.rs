@@ -108,6 +108,7 @@ fn a_snapshot_is_listed_opened_by_name_or_path_and_removed() {
         assert_eq!(Snapshot::open(&settings, name).unwrap().extents.len(), 2, "{name}");
     }
     remove(&settings, "s1").unwrap();
+    assert!(!super::dir(&settings).exists(), "nothing is in it");
     assert!(list(&settings).unwrap().is_empty());
     assert!(matches!(remove(&settings, "s1"), Err(SnapshotError::Unknown(_))));
     let error = Snapshot::open(&settings, "s1").unwrap_err().to_string();
@@ -153,7 +154,7 @@ fn what_a_killed_process_has_left_is_removed_and_what_is_being_made_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let left = dir.path().join(format!("{MAKING}1-x"));
     fs::create_dir(&left).unwrap();
-    let making = Making::new(dir.path(), &dir.path().join("one")).unwrap();
+    let making = Making::new(&dir.path().join("one"), false).unwrap();
     assert!(!left.exists());
     sweep(dir.path());
     let path = making.path.clone();
