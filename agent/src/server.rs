@@ -32,7 +32,8 @@ pub(crate) enum End {
     Shutdown,
 }
 
-/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed.
+/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed, or of no
+/// more use to anybody.
 pub(crate) async fn serve(
     pod: &Arc<Pod>,
     connection: Connection,
@@ -47,7 +48,9 @@ pub(crate) async fn serve(
     tokio::select! {
         _ = closed => Ok(End::Lost),
         () = reset => {
-            server.disconnect().await;
+            // It waits some seconds for requests that are not answered, as those that wait for a process's end. Nobody is left
+            // whom an answer could reach.
+            tokio::spawn(async move { server.disconnect().await });
             Ok(End::Lost)
         }
         () = pod.ended() => {
