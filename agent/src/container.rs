@@ -320,6 +320,16 @@ impl Container {
         }
     }
 
+    /// In a copy of the VM: has the streams of its init process lead to `connections`, and those of all others nowhere.
+    pub(crate) fn reconnect(&self, connections: Connections) {
+        self.init.reconnect(connections);
+        for exec in self.execs().values() {
+            if let Exec::Running(process) = exec {
+                process.reconnect(Connections::default());
+            }
+        }
+    }
+
     /// Signals every process of the container.
     pub(crate) fn signal_all(&self, signal: u32) -> Result<()> {
         if self.init.exit().is_some() && self.cgroup.processes().is_empty() {

@@ -16,6 +16,7 @@ mod guest_tests;
 mod helper;
 mod home;
 mod kmsg;
+mod line;
 mod mirror;
 mod mount;
 mod network;

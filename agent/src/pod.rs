@@ -12,7 +12,7 @@ use crate::error::{Error, Result, chain};
 use crate::network::{self, Network};
 use crate::pod_pids::PodPids;
 use crate::process::Exit;
-use crate::stdio::Streams;
+use crate::stdio::{Connections, Streams};
 use crate::{clock, kmsg, paths, sandbox, spec, stats};
 
 /// The pod. Requests are served concurrently; what they change is behind short locks, never held across an await.
@@ -45,6 +45,8 @@ enum Phase {
     Blank,
     /// This pod's, from the beginning of CreateSandbox on.
     Sandbox,
+    /// All containers stand still, for the VM to be saved; or it is a copy that has not been told which pod it is.
+    Frozen,
     /// Shutting down: nothing is created any more.
     Ending,
 }
@@ -191,6 +193,7 @@ impl Pod {
 
     /// Returns the guest pid of the new process.
     pub(crate) async fn exec(&self, request: &agent::ExecRequest) -> Result<u32> {
+        self.check_phase(self.lock().phase)?;
         let container = self.container(&request.container_id)?;
         let connections = self.streams.take(request.stdio.get_or_default()).await?;
         Ok(container.exec(&self.environment, request, connections).await?.pid())
@@ -263,6 +266,72 @@ impl Pod {
         new.map_err(|_| Error::NotFound(format!("container {id} has been deleted")))
     }
 
+    /// Stops all containers, and waits until they have stopped. If they do not, all is as it was.
+    pub(crate) async fn freeze(&self) -> Result<()> {
+        {
+            let mut state = self.lock();
+            self.check_phase(state.phase)?;
+            if let Some((id, _)) = state.containers.iter().find(|(_, slot)| matches!(slot, Slot::Creating)) {
+                return Err(Error::Precondition(format!("container {id} is being created")));
+            }
+            state.phase = Phase::Frozen;
+        }
+        let mut frozen = self.streams.set_frozen(true);
+        let all = Cgroup::of_pod();
+        let stopped = tokio::select! {
+            stopped = all.freeze() => stopped,
+            _ = frozen.wait_for(|frozen| !frozen) => Err(Error::Precondition("the pod has been thawed".into())),
+        };
+        if stopped.is_err() {
+            self.thaw()?;
+        }
+        stopped
+    }
+
+    /// Undoes [`Self::freeze`].
+    pub(crate) fn thaw(&self) -> Result<()> {
+        if self.lock().phase != Phase::Frozen {
+            return Ok(());
+        }
+        Cgroup::of_pod().thaw()?;
+        self.lock().phase = Phase::Sandbox;
+        self.streams.set_frozen(false);
+        Ok(())
+    }
+
+    /// Makes this copy of a frozen pod a pod of its own, and lets its containers go on.
+    pub(crate) async fn reidentify(&self, request: &agent::ReidentifyRequest) -> Result<()> {
+        if self.lock().phase != Phase::Frozen {
+            return Err(Error::Precondition("the pod is no copy".into()));
+        }
+        let mut network = self.network.clone().lock_owned().await;
+        sandbox::reidentify(request, &mut network).await?;
+        hide_spares(network, request.network.get_or_default())?;
+        drop(self.network.lock().await);
+        let containers: Vec<_> = self
+            .lock()
+            .containers
+            .iter()
+            .filter_map(|(id, slot)| match slot {
+                Slot::Ready(container) => Some((id.clone(), Arc::clone(container))),
+                Slot::Creating => None,
+            })
+            .collect();
+        for (id, container) in containers {
+            let init = container.init();
+            if init.exit().is_none() && !request.hostname.is_empty() {
+                sandbox::set_hostname_of(init.pid(), &request.hostname)?;
+            }
+            let attachment = request.attachments.iter().find(|attachment| attachment.container_id == id);
+            let connections = match attachment {
+                Some(attachment) => self.streams.take(attachment.stdio.get_or_default()).await?,
+                None => Connections::default(),
+            };
+            container.reconnect(connections);
+        }
+        self.thaw()
+    }
+
     pub(crate) fn update_mirror(&self, mirror: &agent::Mirror) -> Result<()> {
         self.environment.sources.mirrors.update(mirror)
     }
@@ -299,6 +368,7 @@ impl Pod {
         match phase {
             Phase::Sandbox => Ok(()),
             Phase::Blank => Err(Error::Precondition("the sandbox has not been created".into())),
+            Phase::Frozen => Err(Error::Precondition("a snapshot of the pod is being made".into())),
             Phase::Ending => Err(Error::Precondition("the pod is shutting down".into())),
         }
     }

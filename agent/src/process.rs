@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::error::{Doing, Error, Result};
 use crate::helper::{self, Action, Reply, Request};
+use crate::line::Plugs;
 use crate::reaper::{Child, Reaper, exit_code};
 use crate::stdio::{ChildEnds, Connections, Pipes};
 use crate::sys;
@@ -41,12 +42,17 @@ pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
     terminal: Option<Terminal>,
+    plugs: Plugs,
     exit: watch::Receiver<Option<Exit>>,
 }
 
 impl Process {
     /// Watches over `child`. `at_exit` is called when it has ended and counts the OOM killer's victims.
-    fn new(child: Child, terminal: Option<Terminal>, at_exit: impl FnOnce() -> u64 + Send + 'static) -> Self {
+    fn new(
+        child: Child,
+        (terminal, plugs): (Option<Terminal>, Plugs),
+        at_exit: impl FnOnce() -> u64 + Send + 'static,
+    ) -> Self {
         let (sender, exit) = watch::channel(None);
         let Child { pid, pidfd, status } = child;
         tokio::spawn(async move {
@@ -55,7 +61,7 @@ impl Process {
             let at_ns = clock::real_ns();
             sender.send_replace(Some(Exit { code, at_ns, oom_kills: at_exit() }));
         });
-        Self { pid: pid.as_raw_nonzero().get().unsigned_abs(), pidfd, terminal, exit }
+        Self { pid: pid.as_raw_nonzero().get().unsigned_abs(), pidfd, terminal, plugs, exit }
     }
 
     /// Its pid in the guest.
@@ -89,6 +95,11 @@ impl Process {
             }
             result => result.doing(|| format!("send signal {signal} to process {}", self.pid)),
         }
+    }
+
+    /// Has its streams lead elsewhere, in a copy of the VM that it was made in.
+    pub(crate) fn reconnect(&self, connections: Connections) {
+        self.plugs.connect(connections);
     }
 
     /// Sets the size of its terminal.
@@ -187,7 +198,7 @@ impl Launcher {
         let child = launch.claim(replies.created().await?)?;
         drop(launch);
         match streams.join(plan.user, plan.stdio) {
-            Ok(terminal) => Ok((Process::new(child, terminal, at_exit), replies)),
+            Ok(joined) => Ok((Process::new(child, joined, at_exit), replies)),
             Err(error) => {
                 // It may be dead already.
                 let _ = sys::signal(&child.pidfd, libc::SIGKILL.unsigned_abs());
@@ -233,17 +244,14 @@ impl Streams {
         }
     }
 
-    fn join(self, user: u32, stdio: &Stdio) -> Result<Option<Terminal>> {
+    fn join(self, user: u32, stdio: &Stdio) -> Result<(Option<Terminal>, Plugs)> {
         match self {
-            Self::Pipes(pipes) => {
-                pipes.join();
-                Ok(None)
-            }
+            Self::Pipes(pipes) => Ok((None, pipes.join())),
             Self::Terminal(console, connections) => {
                 let terminal = Terminal::new(console.receive()?, user)?;
                 terminal.resize(stdio.width, stdio.height)?;
-                terminal.join(connections);
-                Ok(Some(terminal))
+                let plugs = terminal.join(connections);
+                Ok((Some(terminal), plugs))
             }
         }
     }

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use monohull_protocol::agent::CreateSandboxRequest;
+use monohull_protocol::agent::{CreateSandboxRequest, ReidentifyRequest};
 use rustix::mount::{MountFlags, mount};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::{Doing, Error, Result};
 use crate::network::{self, Network};
@@ -23,16 +25,45 @@ pub(crate) async fn create(request: &CreateSandboxRequest, network: &mut Network
     // First: nothing below may draw random numbers that another pod draws, too.
     add_entropy(&request.entropy)?;
     clock::set_real_ns(request.realtime_ns)?;
-    if !request.hostname.is_empty() {
-        rustix::system::sethostname(request.hostname.as_bytes())
-            .map_err(|error| Error::Invalid(format!("hostname {:?}: {error}", request.hostname)))?;
-    }
+    set_hostname(&request.hostname)?;
     set_cpus(request.cpus)?;
     mount_shared_memory(request.shm_bytes)?;
     network::bring_up_loopback().await?;
     network.configure(request.network.get_or_default()).await?;
     // After the network: some settings are those of its interfaces.
     request.sysctls.iter().try_for_each(|(key, value)| set_sysctl(key, value))
+}
+
+/// Makes a copy of a pod another pod than the original. Its containers stand still.
+pub(crate) async fn reidentify(request: &ReidentifyRequest, network: &mut Network) -> Result<()> {
+    add_entropy(&request.entropy)?;
+    clock::set_real_ns(request.realtime_ns)?;
+    set_hostname(&request.hostname)?;
+    network.configure(request.network.get_or_default()).await
+}
+
+fn set_hostname(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    rustix::system::sethostname(name.as_bytes())
+        .map_err(|error| Error::Invalid(format!("hostname {name:?}: {error}")))
+}
+
+/// Sets the host name in the UTS namespace of a process.
+pub(crate) fn set_hostname_of(pid: u32, name: &str) -> Result<()> {
+    let what = || format!("set the host name of process {pid}");
+    let namespace = File::open(format!("/proc/{pid}/ns/uts")).doing(what)?;
+    // Namespaces are a thread's, and those of the agent's own stay what they are.
+    let set = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::HostNameAndNISDomainName))?;
+        rustix::system::sethostname(name.as_bytes())
+    };
+    let set = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, set)?;
+        thread.join().unwrap_or(Err(rustix::io::Errno::INVAL)).map_err(io::Error::from)
+    });
+    set.doing(what)
 }
 
 fn add_entropy(entropy: &[u8]) -> Result<()> {

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
     CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics, Mirror,
-    PrepareTemplateResponse, ProcessInfo, ProcessRequest, ResizeRequest, ResizeSandboxRequest, SignalRequest,
-    UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
+    PrepareTemplateResponse, ProcessInfo, ProcessRequest, ReidentifyRequest, ResizeRequest,
+    ResizeSandboxRequest, SignalRequest, UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use monohull_protocol::agent_ttrpc::{Agent, create_agent};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -32,7 +32,8 @@ pub(crate) enum End {
     Shutdown,
 }
 
-/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed.
+/// Serves the pod on `connection`, until it is closed or `reset` is ready. When this returns, the connection is closed, or of no
+/// more use to anybody.
 pub(crate) async fn serve(
     pod: &Arc<Pod>,
     connection: Connection,
@@ -47,7 +48,9 @@ pub(crate) async fn serve(
     tokio::select! {
         _ = closed => Ok(End::Lost),
         () = reset => {
-            server.disconnect().await;
+            // It waits some seconds for requests that are not answered, as those that wait for a process's end. Nobody is left
+            // whom an answer could reach.
+            tokio::spawn(async move { server.disconnect().await });
             Ok(End::Lost)
         }
         () = pod.ended() => {
@@ -217,6 +220,21 @@ impl Agent for Service {
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
         let kills = self.0.wait_oom(&request).await?;
         Ok(WaitOomResponse { kills, ..Default::default() })
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.complete(|pod| async move { pod.freeze().await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.0.thaw()?;
+        Ok(Empty::new())
+    }
+
+    async fn reidentify(&self, _: &TtrpcContext, request: ReidentifyRequest) -> ttrpc::Result<Empty> {
+        self.complete(|pod| async move { pod.reidentify(&request).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn resize_sandbox(&self, _: &TtrpcContext, request: ResizeSandboxRequest) -> ttrpc::Result<Empty> {

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, Uid, fchown};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::error::{Doing, Error, Result};
 use crate::kmsg;
+use crate::line::{Line, Plugs};
 use crate::pipe::Pipe;
 
 /// Bytes per read and write; the size of a pipe.
@@ -34,11 +35,14 @@ pub(crate) type Connection = Box<dyn Stream>;
 pub(crate) struct Streams {
     waiting: Arc<Mutex<HashMap<String, Connection>>>,
     arrivals: watch::Sender<()>,
+    /// The pod is being saved, or is a copy that has not been told which pod it is.
+    frozen: watch::Sender<bool>,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { waiting: Arc::default(), arrivals: watch::Sender::new(()) }
+        let (arrivals, frozen) = (watch::Sender::new(()), watch::Sender::new(false));
+        Self { waiting: Arc::default(), arrivals, frozen }
     }
 }
 
@@ -61,7 +65,14 @@ impl Streams {
             stdin: self.one("stdin", &stdio.stdin).await?,
             stdout: self.one("stdout", &stdio.stdout).await?,
             stderr,
+            frozen: self.frozen.subscribe(),
         })
+    }
+
+    /// Whether connections that break may be replaced ([`Line`]). Returns a receiver of just that.
+    pub(crate) fn set_frozen(&self, frozen: bool) -> watch::Receiver<bool> {
+        self.frozen.send_replace(frozen);
+        self.frozen.subscribe()
     }
 
     async fn one(&self, field: &str, name: &str) -> Result<Option<Connection>> {
@@ -91,11 +102,18 @@ impl Streams {
 }
 
 /// The host's side of a process's streams. What is missing is /dev/null.
-#[derive(Default)]
 pub(crate) struct Connections {
     pub(crate) stdin: Option<Connection>,
     pub(crate) stdout: Option<Connection>,
-    stderr: Option<Connection>,
+    pub(crate) stderr: Option<Connection>,
+    /// See [`Streams::set_frozen`].
+    pub(crate) frozen: watch::Receiver<bool>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { stdin: None, stdout: None, stderr: None, frozen: watch::channel(false).1 }
+    }
 }
 
 /// Descriptors 0, 1 and 2 of a new process.
@@ -109,46 +127,56 @@ pub(crate) struct ChildEnds {
 /// Our ends of a process's pipes, joined to the connections once the process exists.
 #[derive(Default)]
 pub(crate) struct Pipes {
-    input: Option<(Connection, Pipe)>,
-    outputs: Vec<(Pipe, Connection)>,
+    input: Option<(Line, Pipe)>,
+    outputs: Vec<(Pipe, Line)>,
+    plugs: Plugs,
 }
 
 impl Pipes {
     /// Makes pipes for the streams that are wanted. They belong to `owner`, so that the process can reopen them.
     pub(crate) fn new(connections: Connections, owner: u32) -> Result<(Self, ChildEnds)> {
         let mut pipes = Self::default();
-        let stdin = match connections.stdin {
+        let Connections { stdin, stdout, stderr, frozen } = connections;
+        let stdin = match stdin {
             Some(connection) => {
                 let (read, write) = pipe(owner)?;
-                pipes.input = Some((connection, Pipe::writer(write)?));
+                let (line, plug) = Line::new(Some(connection), frozen.clone());
+                pipes.input = Some((line, Pipe::writer(write)?));
+                pipes.plugs.stdin = Some(plug);
                 read
             }
             None => null()?,
         };
+        let outputs = &mut pipes.outputs;
         let mut output = |connection| match connection {
             Some(connection) => {
                 let (read, write) = pipe(owner)?;
-                pipes.outputs.push((Pipe::reader(read)?, connection));
-                Ok(write)
+                let (line, plug) = Line::new(Some(connection), frozen.clone());
+                outputs.push((Pipe::reader(read)?, line));
+                Ok((write, Some(plug)))
             }
-            None => null(),
+            None => Ok((null()?, None)),
         };
-        let (stdout, stderr) = (output(connections.stdout)?, output(connections.stderr)?);
+        let (stdout, plug) = output(stdout)?;
+        pipes.plugs.stdout = plug;
+        let (stderr, plug) = output(stderr)?;
+        pipes.plugs.stderr = plug;
         Ok((pipes, ChildEnds { stdin, stdout, stderr }))
     }
 
     /// Starts to copy. Each copy ends by itself.
-    pub(crate) fn join(self) {
-        if let Some((connection, pipe)) = self.input {
-            tokio::spawn(copy_input(connection, pipe));
+    pub(crate) fn join(self) -> Plugs {
+        if let Some((line, pipe)) = self.input {
+            tokio::spawn(copy_input(line, pipe));
         }
-        for (pipe, connection) in self.outputs {
-            tokio::spawn(copy_output(pipe, connection));
+        for (pipe, line) in self.outputs {
+            tokio::spawn(copy_output(pipe, line));
         }
+        self.plugs
     }
 }
 
-async fn copy_output(source: Pipe, mut connection: Connection) {
+async fn copy_output(source: Pipe, mut line: Line) {
     let mut buffer = Vec::new();
     loop {
         if let Err(error) = source.read(&mut buffer).await {
@@ -158,29 +186,22 @@ async fn copy_output(source: Pipe, mut connection: Connection) {
         if buffer.is_empty() {
             break;
         }
-        if connection.write_all(&buffer).await.is_err() {
+        if line.write_all(&buffer).await.is_err() {
             // The host does not want it: the process gets SIGPIPE, as in any pipeline.
             return;
         }
     }
     drop((source, buffer));
-    finish(connection).await;
+    line.finish().await;
 }
 
-/// The half-close tells the host that this was all. The connection stays until the host has read up to there.
-pub(crate) async fn finish(mut connection: Connection) {
-    if connection.shutdown().await.is_ok() {
-        let _ = connection.read(&mut [0]).await;
-    }
-}
-
-async fn copy_input(mut connection: Connection, sink: Pipe) {
+async fn copy_input(mut line: Line, sink: Pipe) {
     let mut buffer = Vec::new();
     loop {
         buffer.clear();
         buffer.reserve_exact(BUFFER);
         tokio::select! {
-            result = connection.read_buf(&mut buffer) => if !matches!(result, Ok(1..)) {
+            result = line.read(&mut buffer) => if !matches!(result, Ok(1..)) {
                 // The end of the input: dropping the pipe tells the process.
                 return;
             },

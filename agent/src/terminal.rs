@@ -8,11 +8,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 use crate::error::{Doing, Result};
-use crate::stdio::{BUFFER, Connection, Connections, finish};
+use crate::line::{Line, Plugs};
+use crate::stdio::{BUFFER, Connections};
 use crate::{kmsg, sys};
 
 /// The master. Clones are the same terminal.
@@ -44,24 +45,32 @@ impl Terminal {
     }
 
     /// Starts to copy.
-    pub(crate) fn join(&self, connections: Connections) {
-        if let Some(connection) = connections.stdin {
-            tokio::spawn(self.clone().copy_input(connection));
+    pub(crate) fn join(&self, connections: Connections) -> Plugs {
+        let Connections { stdin, stdout, frozen, .. } = connections;
+        let mut plugs = Plugs::default();
+        if let Some(connection) = stdin {
+            let (line, plug) = Line::new(Some(connection), frozen.clone());
+            tokio::spawn(self.clone().copy_input(line));
+            plugs.stdin = Some(plug);
         }
-        tokio::spawn(self.clone().copy_output(connections.stdout));
+        let (line, plug) = Line::new(stdout, frozen);
+        tokio::spawn(self.clone().copy_output(line));
+        plugs.stdout = Some(plug);
+        plugs
     }
 
-    async fn copy_input(self, mut connection: Connection) {
-        let mut buffer = vec![0; BUFFER];
-        while let Ok(length @ 1..) = connection.read(&mut buffer).await {
-            if self.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() {
+    async fn copy_input(self, mut line: Line) {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        while let Ok(1..) = line.read(&mut buffer).await {
+            if self.write_all(&buffer).await.is_err() {
                 break;
             }
+            buffer.clear();
         }
     }
 
     /// Output is read even when nobody wants it, or no longer: a full terminal would stop the process.
-    async fn copy_output(self, mut connection: Option<Connection>) {
+    async fn copy_output(self, mut line: Line) {
         let mut buffer = vec![0; BUFFER];
         loop {
             let length = match self.read(&mut buffer).await {
@@ -74,16 +83,12 @@ impl Terminal {
                     break;
                 }
             };
-            if let Some(to) = &mut connection
-                && to.write_all(buffer.get(..length).unwrap_or_default()).await.is_err()
-            {
-                connection = None;
+            if line.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() {
+                line.hang_up();
             }
         }
         drop(buffer);
-        if let Some(connection) = connection {
-            finish(connection).await;
-        }
+        line.finish().await;
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -262,6 +262,21 @@ impl Agent {
         Ok(answer.free_bytes)
     }
 
+    /// Stops all containers, for the VM to be saved.
+    pub(crate) async fn freeze(&self) -> Result<(), AgentError> {
+        within("Freeze", self.client.freeze(unlimited(), &proto::Empty::new())).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub(crate) async fn thaw(&self) -> Result<(), AgentError> {
+        within("Thaw", self.client.thaw(unlimited(), &proto::Empty::new())).await.map(drop)
+    }
+
+    /// Makes a copy a pod of its own, and lets its containers go on.
+    pub(crate) async fn reidentify(&self, request: &proto::ReidentifyRequest) -> Result<(), AgentError> {
+        within("Reidentify", self.client.reidentify(unlimited(), request)).await.map(drop)
+    }
+
     /// Asks for an orderly end, which then comes as the end of the VM.
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
         within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)

@@ -62,6 +62,8 @@ pub(crate) struct Extent {
     start: u64,
     sectors: u64,
     read_only: bool,
+    /// What a snapshot of the pod has to keep.
+    file: File,
     vm: VmWatch,
     removals: Arc<Mutex<Vec<Removal>>>,
 }
@@ -87,11 +89,41 @@ impl ImageDisk {
             }
             return Ok(extent);
         }
-        let (start, sectors) = vm.add_extent(file.into(), read_only).await?;
+        let given = file.try_clone().map_err(|e| DiskError::Examine(path(&file), e))?;
+        let (start, sectors) = vm.add_extent(given.into(), read_only).await?;
+        Ok(self.insert(&mut extents, (identity, file), vm, (start, sectors, read_only)))
+    }
+
+    /// Gives a copy of a VM that has not run yet the file of an extent of its original: first sector, length in sectors, whether
+    /// it is read-only.
+    pub(crate) async fn restore(
+        &self,
+        vm: &Vm,
+        file: File,
+        extent: (u64, u64, bool),
+    ) -> Result<Arc<Extent>, DiskError> {
+        let identity = Identity::of(&file).map_err(|e| DiskError::Examine(path(&file), e))?;
+        let given = file.try_clone().map_err(|e| DiskError::Examine(path(&file), e))?;
+        vm.restore_extent(given.into(), extent.0, extent.2).await?;
+        Ok(self.insert(&mut *self.extents.lock().await, (identity, file), vm, extent))
+    }
+
+    fn insert(
+        &self,
+        extents: &mut HashMap<Identity, Weak<Extent>>,
+        (identity, file): (Identity, File),
+        vm: &Vm,
+        (start, sectors, read_only): (u64, u64, bool),
+    ) -> Arc<Extent> {
         let (vm, removals) = (vm.watch(), Arc::clone(&self.removals));
-        let extent = Arc::new(Extent { start, sectors, read_only, vm, removals });
+        let extent = Arc::new(Extent { start, sectors, read_only, file, vm, removals });
         extents.insert(identity, Arc::downgrade(&extent));
-        Ok(extent)
+        extent
+    }
+
+    /// All extents there are, in no order.
+    pub(crate) async fn all(&self) -> Vec<Arc<Extent>> {
+        self.extents.lock().await.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Waits until the files of all extents that have been dropped are closed: only then can their owners unmap, detach
@@ -122,6 +154,26 @@ impl Identity {
 }
 
 impl Extent {
+    /// Its first sector.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// How many it has.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether the device refuses writes to it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Its file or block device.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// As the agent is told of it.
     pub(crate) fn to_request(&self) -> proto::Extent {
         let Self { start, sectors, read_only, .. } = *self;

@@ -59,6 +59,8 @@ pub(crate) enum Mode {
     StartsForEver,
     /// The VMM sends more than a message can be.
     Bloats,
+    /// The VMM refuses to save the VM.
+    RefusesSnapshots,
     /// The VMM answers with what was not asked for, and what nobody asked.
     AnswersWrongly,
     /// The VMM answers to nothing.
@@ -67,7 +69,7 @@ pub(crate) enum Mode {
     HangsUp,
 }
 
-const MODES: [Mode; 16] = [
+const MODES: [Mode; 17] = [
     Mode::Good,
     Mode::Panics,
     Mode::Resets,
@@ -81,6 +83,7 @@ const MODES: [Mode; 16] = [
     Mode::ConnectsNothing,
     Mode::StartsForEver,
     Mode::Bloats,
+    Mode::RefusesSnapshots,
     Mode::AnswersWrongly,
     Mode::AnswersNothing,
     Mode::HangsUp,
@@ -442,6 +445,33 @@ impl agent_ttrpc::Agent for Fake {
 
     async fn update_mirror(&self, _: &TtrpcContext, mirror: proto::Mirror) -> ttrpc::Result<proto::Empty> {
         self.note(&format!("mirror {} {}", mirror.name, mirror.version));
+        Ok(proto::Empty::new())
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("freeze");
+        Ok(proto::Empty::new())
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: proto::Empty) -> ttrpc::Result<proto::Empty> {
+        self.note("thaw");
+        Ok(proto::Empty::new())
+    }
+
+    async fn reidentify(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ReidentifyRequest,
+    ) -> ttrpc::Result<proto::Empty> {
+        let random = request.entropy.iter().any(|byte| *byte != 0);
+        self.note(&format!(
+            "reidentify {} entropy={} random={random}",
+            request.hostname,
+            request.entropy.len()
+        ));
+        for attachment in &request.attachments {
+            self.greet(attachment.stdio.as_ref(), &attachment.container_id).await;
+        }
         Ok(proto::Empty::new())
     }
 

@@ -25,6 +25,7 @@ pub mod security;
 pub mod settings;
 pub mod share;
 pub mod size;
+pub mod snapshot;
 mod sockets;
 pub mod spec;
 pub mod state;

@@ -2,10 +2,12 @@
 
 mod containers;
 mod control;
+mod copy;
 mod error;
 mod link;
 mod network;
 mod resize;
+mod save;
 mod start;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -39,6 +41,7 @@ use crate::vm::Vm;
 use crate::vsock::Vsock;
 use containers::Containers;
 pub use control::METRICS_TYPE;
+pub use copy::{Copied, CopyConfig};
 pub use error::PodError;
 pub(crate) use link::Link;
 use resize::Sizing;
@@ -107,10 +110,31 @@ impl ContainerConfig {
     }
 }
 
+/// What a pod is called.
+#[derive(Debug)]
+struct Name {
+    id: String,
+    namespace: String,
+}
+
+/// What has to be the same in a VM and in its copies.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    memory_mib: u32,
+    hotplug_mib: u32,
+    vcpus: u8,
+    nics: u8,
+}
+
 /// A running pod. Dropping it kills the VM.
 #[derive(Debug)]
 pub struct Pod {
     settings: Settings,
+    name: Name,
+    shape: Shape,
+    has_console: bool,
+    /// Read by who creates or removes something in the guest, written by who saves it.
+    changes: tokio::sync::RwLock<()>,
     timeline: Timeline,
     host_mounts: Option<Arc<OwnedFd>>,
     vm: Vm,

@@ -110,10 +110,31 @@ impl Process {
         link: Link,
         state: Arc<StateFile>,
     ) -> Self {
+        let phase = if key.exec.is_empty() { Phase::Created } else { Phase::Running };
+        Self::in_phase(phase, (key, pid), streams, link, state)
+    }
+
+    /// A container's init process that was started in the pod that this one is a copy of.
+    pub(crate) fn adopted(
+        key: ProcessKey,
+        pid: u32,
+        streams: Streams,
+        link: Link,
+        state: Arc<StateFile>,
+    ) -> Self {
+        Self::in_phase(Phase::Running, (key, pid), streams, link, state)
+    }
+
+    fn in_phase(
+        phase: Phase,
+        (key, pid): (ProcessKey, u32),
+        streams: Streams,
+        link: Link,
+        state: Arc<StateFile>,
+    ) -> Self {
         let (sender, exit) = watch::channel(None);
         let waiting = wait(link.clone(), key.clone());
         tokio::spawn(async move { sender.send_replace(Some(waiting.await)) });
-        let phase = if key.exec.is_empty() { Phase::Created } else { Phase::Running };
         Self {
             inner: Arc::new(Inner {
                 key,

@@ -22,7 +22,7 @@ pub struct Settings {
     pub initramfs: PathBuf,
     /// A directory per running pod is made here: its state file and its sockets; and the templates. Must be on a tmpfs.
     pub state_dir: PathBuf,
-    /// `monohull run` keeps here what it unpacks and what its command writes, while that runs.
+    /// `monohull run` keeps here what it unpacks and what its command writes, while that runs; and `monohull snapshot` its snapshots.
     pub scratch_dir: PathBuf,
     /// Memory in MiB that a pod's containers without a limit have together.
     pub default_memory_mib: u32,

@@ -56,6 +56,9 @@ pub struct PodState {
     /// Key of the template that the VM was forked from; `None` for one that has booted.
     #[serde(default)]
     pub template: Option<String>,
+    /// The snapshot that the pod was copied from, by its name.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// The fs server, once it runs.
     #[serde(default)]
     pub fs_server: Option<ProcessId>,
@@ -303,6 +306,7 @@ mod tests {
             owner,
             vmm,
             template: None,
+            snapshot: None,
             fs_server: None,
             containers: vec![ContainerState { id: "c1".into(), bundle: Some("/b".into()) }],
             created_at: 1,

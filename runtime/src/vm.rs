@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::settings::Settings;
 use crate::sockets::Sockets;
 use crate::tally::Tally;
-use crate::template::Template;
 use crate::timeline::Timeline;
 use owner::Owner;
 
 /// Within what the VMM answers a request; only one that is stuck or hostile needs longer.
 const REPLY_DEADLINE: Duration = Duration::from_secs(30);
+/// The same for a snapshot, which is as large as the guest's memory.
+const SAVE_DEADLINE: Duration = Duration::from_secs(600);
 /// Turns a guest that does not take the memory it was given into an error.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -116,13 +117,13 @@ pub(crate) struct VmWatch {
 pub(crate) struct VmFiles(Vec<(FdRole, OwnedFd)>);
 
 impl VmFiles {
-    /// Opens what the settings name, for a VM that is forked from `template` or else boots. `vsock` is the listening socket
-    /// of the guest's vsock.
+    /// Opens what the settings name, for a VM that goes on where one was `saved` (its state and memory) or else boots. `vsock`
+    /// is the listening socket of the guest's vsock.
     pub(crate) fn open(
         settings: &Settings,
         vsock: OwnedFd,
         console: Option<&Path>,
-        template: Option<&Template>,
+        saved: Option<(&File, &File)>,
     ) -> Result<Self, VmError> {
         const KVM_HINT: &str = ": is virtualization switched on (firmware, kvm module, nested virtualization)? \
                                 `monohull check` tells";
@@ -139,7 +140,7 @@ impl VmFiles {
         };
         let mut files =
             vec![(FdRole::Kvm, open("the KVM device", kvm, KVM_HINT, true)?), (FdRole::Vsock, vsock)];
-        if let Some(Template { state, memory, .. }) = template {
+        if let Some((state, memory)) = saved {
             let copy = |file: &File| file.try_clone().map(OwnedFd::from).map_err(VmError::Watch);
             files.extend([(FdRole::State, copy(state)?), (FdRole::Memory, copy(memory)?)]);
         } else {
@@ -259,6 +260,22 @@ impl Vm {
         self.request("pause", Action::Pause, Vec::new()).await.map(drop)
     }
 
+    /// Lets the CPUs of a paused guest run on.
+    pub(crate) async fn resume(&self) -> Result<(), VmError> {
+        self.request("resume", Action::Resume, Vec::new()).await.map(drop)
+    }
+
+    /// Gives a copy that has not run yet the file of an extent that its original had.
+    pub(crate) async fn restore_extent(
+        &self,
+        file: OwnedFd,
+        start: u64,
+        read_only: bool,
+    ) -> Result<(), VmError> {
+        let action = Action::RestoreExtent { start, read_only };
+        self.request("restore a file of the image disk", action, vec![file]).await.map(drop)
+    }
+
     /// Saves the paused VM into empty files. Returns how many bytes they hold.
     pub(crate) async fn snapshot(&self, state: OwnedFd, memory: OwnedFd) -> Result<u64, VmError> {
         let what = "save the VM";
@@ -275,9 +292,10 @@ impl Vm {
 
     async fn request(&self, what: &'static str, action: Action, fds: Vec<OwnedFd>) -> Result<Done, VmError> {
         let (reply, answer) = oneshot::channel();
+        let deadline = if action == Action::Snapshot { SAVE_DEADLINE } else { REPLY_DEADLINE };
         // A send that fails drops `reply`: the answer below then says that the VM has ended.
         let _ = self.commands.send(Command::Request { action, fds, reply });
-        answered(what, answer, &self.watch).await
+        answered(what, answer, &self.watch, deadline).await
     }
 }
 
@@ -291,7 +309,8 @@ pub(crate) struct Removal {
 impl Removal {
     /// Waits for the VMM's answer: the extent's file is closed then.
     pub(crate) async fn done(self) -> Result<(), VmError> {
-        answered("remove a file from the image disk", self.answer, &self.vm).await.map(drop)
+        let what = "remove a file from the image disk";
+        answered(what, self.answer, &self.vm, REPLY_DEADLINE).await.map(drop)
     }
 }
 
@@ -300,8 +319,9 @@ async fn answered(
     what: &'static str,
     answer: oneshot::Receiver<Result<Done, String>>,
     vm: &VmWatch,
+    deadline: Duration,
 ) -> Result<Done, VmError> {
-    match tokio::time::timeout(REPLY_DEADLINE, answer).await {
+    match tokio::time::timeout(deadline, answer).await {
         Ok(Ok(Ok(done))) => Ok(done),
         Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
         Ok(Err(_)) => Err(VmError::Ended(vm.ended().await.reason)),

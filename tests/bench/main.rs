@@ -6,6 +6,7 @@
 #![allow(clippy::panic)]
 
 mod chart;
+mod clone;
 mod exec;
 mod files;
 mod idle;
@@ -37,7 +38,8 @@ const RUNS: usize = 7;
 type Part = fn(&mut Report) -> Result<()>;
 
 /// By name. Without one all are run but `many` and `instructions`.
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 11] = [
+    ("clone", clone::first_answer),
     ("exec", |report| exec::latency(&Engine::start(Client::Ctr)?, report)),
     ("files", files::many_small),
     ("fork", vmm::forks),

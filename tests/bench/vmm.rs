@@ -98,6 +98,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         huge_pages,
         rates: Rates::default(),
         working_set: Vec::new(),
+        paused: false,
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), vsock.as_fd()];

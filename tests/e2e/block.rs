@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use libtest_mimic::Trial;
 use monohull_tests::engine::{Client, Engine, IMAGE, MONOHULL, Output, Run, finish};
 use monohull_tests::leaks::Census;
+use monohull_tests::talk::{Pod, SHELL};
 
 use crate::containers::id;
 use crate::failures::vmm_of;
@@ -28,6 +29,8 @@ const CASES: &[Case] = &[
     ("a_layer_is_one_file_of_the_vmm_however_many_containers_of_a_pod_have_it", shared_layer),
     ("a_privileged_container_cannot_write_to_its_image", hostile),
     ("blockfile_snapshots_are_written_by_the_guest", blockfile),
+    ("a_pod_with_erofs_layers_is_copied_while_it_runs", |engine| copied(engine, "erofs")),
+    ("a_pod_with_a_blockfile_is_copied_while_it_runs", |engine| copied(engine, "blockfile")),
     ("a_raw_volume_is_read_and_written", raw),
     ("a_raw_volume_without_w_in_its_rule_is_read_only", raw_read_only),
     ("a_raw_volume_is_let_go_with_its_last_container", released),
@@ -299,6 +302,29 @@ fn blockfile(engine: &Engine) {
     let output =
         ctr_run(engine, &id("blockfile"), &["--rm", "--snapshotter", "blockfile", "--read-only"], "touch /x");
     assert!(output.stderr.contains("Read-only file system"), "{}", output.stderr);
+}
+
+/// A shim makes the snapshot, and the copy is a pod without an engine.
+fn copied(engine: &Engine, snapshotter: &str) {
+    let before = Census::take(&engine.bundles());
+    let (name, snapshot) = (id("copied"), id("snapshot"));
+    let run = ["run", "--rm", "--runtime", MONOHULL, "--snapshotter", snapshotter, IMAGE, &name];
+    let mut command = engine.ctr(&run);
+    command.args(["sh", "-c", SHELL]);
+    let mut original = Pod::of(command);
+    assert_eq!(original.ask("x=7; echo before > /file").0, 1);
+    assert_eq!(host("monohull", &["snapshot", &name, &snapshot]), snapshot);
+    assert_eq!(original.ask("echo original > /file").0, 2);
+
+    let mut copy = Pod::copy(&snapshot, "copy");
+    let expected = ["before", "7", "lo"].map(str::to_owned).to_vec();
+    assert_eq!(copy.ask("cat /file; echo $x; ls /sys/class/net"), (2, expected));
+    assert_eq!(copy.says("echo copy > /file; cat /file; hostname"), "copy copy");
+    assert_eq!(original.says("cat /file"), "original");
+    assert_eq!(copy.end(), "bye 3 copy");
+    assert!(original.end().starts_with("bye 3 "));
+    host("monohull", &["snapshot", "rm", &snapshot]);
+    assert_nothing_beyond(engine, &before);
 }
 
 /// A loop device over a new file; detached and removed when dropped.

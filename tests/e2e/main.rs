@@ -19,6 +19,7 @@ mod budget;
 mod cli;
 mod containers;
 mod control;
+mod copies;
 mod cri;
 mod failures;
 mod fork;
@@ -89,8 +90,11 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let matrix = release().is_some();
     let times = Arc::new(Mutex::new(Vec::new()));
-    let mut trials =
-        if matrix { Vec::new() } else { cli::trials().into_iter().chain(fork::trials()).collect() };
+    let mut trials = if matrix {
+        Vec::new()
+    } else {
+        cli::trials().into_iter().chain(fork::trials()).chain(copies::trials()).collect()
+    };
     let engines =
         [(Client::Ctr, &WITH_CTR[..]), (Client::Nerdctl, &WITH_NERDCTL[..])].map(|(client, own)| Group {
             name: client.name(),

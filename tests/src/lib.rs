@@ -11,6 +11,7 @@ pub mod memory;
 pub mod network;
 pub mod output;
 pub mod table;
+pub mod talk;
 pub mod templates;
 pub mod vm;
 pub mod watch;

@@ -80,6 +80,7 @@ impl Guest {
             huge_pages: false,
             rates: Rates::default(),
             working_set: Vec::new(),
+            paused: false,
             fds: files.iter().map(|(role, _)| *role).collect(),
         };
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(_, fd)| fd.as_fd()).collect();

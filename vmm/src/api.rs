@@ -59,6 +59,9 @@ pub struct VmConfig {
     /// 4 KiB of the memory file. It gets a copy of these before its CPUs run, together, instead of one by one whenever it
     /// comes to a page. Empty is right, too.
     pub working_set: Vec<(u32, u32)>,
+    /// Its CPUs do not run until [`Action::Resume`]. A VM whose snapshot had extents has to begin so: it is given their files
+    /// first ([`Action::RestoreExtent`]).
+    pub paused: bool,
     /// What each descriptor of this message is, in their order.
     pub fds: Vec<FdRole>,
 }
@@ -125,6 +128,14 @@ pub enum Action {
         /// The device refuses writes to a read-only extent, whatever the descriptor allows.
         read_only: bool,
     },
+    /// Gives a VM that was started from a snapshot, and has not run since, the file or block device of an extent that it had
+    /// there: this message's one descriptor. It must have as many sectors as the extent had.
+    RestoreExtent {
+        /// Its first sector, as it was when the VM was saved.
+        start: u64,
+        /// As when it was added. The device refuses writes to a read-only extent, whatever the descriptor allows.
+        read_only: bool,
+    },
     /// Takes an extent off the image disk: from now on the guest's requests for its sectors fail, and no later extent gets
     /// them. The answer comes when what the guest had written is durable and the VMM's descriptor is closed.
     RemoveExtent {
@@ -161,11 +172,12 @@ pub enum Action {
     /// Stops all CPUs between two instructions. The guest's clocks go on. A paused VM serves requests, and its devices serve
     /// the host.
     Pause,
-    /// Lets the CPUs of a paused VM run on.
+    /// Lets the CPUs of a paused VM run on. Refused for a copy that lacks the file of an extent.
     Resume,
     /// Saves the paused VM, which stays paused, into this message's two descriptors: its state and its memory, empty regular
-    /// files open for writing. Refused for a VM that has extents, a server for host directories, or added
-    /// memory. When it fails, the files are of no use.
+    /// files open for writing. Of an extent it holds where it is; what is in its file is for the owner to keep, before the VM
+    /// goes on. Refused for a VM that has a server for host directories, or added memory. When it fails, the files are of no
+    /// use.
     Snapshot,
     /// Ends the VM without the guest's help: CPUs stop, queued disk writes are flushed. [`Event::Exited`] follows.
     Stop,
@@ -225,7 +237,7 @@ pub struct Saved {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// The guest's CPUs run. Always the first message.
+    /// The guest's CPUs run, or will when they are told to ([`VmConfig::paused`]). Always the first message.
     Started {
         /// Steps of the start with their `CLOCK_MONOTONIC` time in microseconds.
         marks: Vec<(String, u64)>,

@@ -78,6 +78,8 @@ pub(crate) struct Built {
     pub devices: DeviceSet,
     /// What a VM that starts from a snapshot of this one has to have as well.
     pub shape: Shape,
+    /// Its CPUs do not run yet.
+    pub paused: bool,
     /// The VM. Kept until the end, for what belongs to it.
     pub vm: Vm,
 }
@@ -156,8 +158,15 @@ pub(crate) fn build(
             marks.note("state restored");
         }
     }
+    let (missing, paused) = (devices.missing_extents(), config.paused);
+    if missing > 0 && !paused {
+        let text = format!(
+            "the snapshot's disk has {missing} extents, whose files it needs before it runs: start it paused"
+        );
+        return Err(BuildError::Config(text));
+    }
     let bus = Arc::new(Bus::new(console, transports));
-    Ok(Built { cpus, bus, memory, devices, shape: Shape::of(config), vm })
+    Ok(Built { cpus, bus, memory, devices, shape: Shape::of(config), paused, vm })
 }
 
 /// Loads a kernel, and points the boot CPU at it.
@@ -319,6 +328,7 @@ mod tests {
             huge_pages: false,
             rates: Rates::default(),
             working_set: Vec::new(),
+            paused: false,
             fds: Vec::new(),
         }
     }

@@ -40,6 +40,9 @@ pub(crate) trait Disk: Send {
     /// Appends a file or block device. Returns where: first sector, and number of sectors.
     fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError>;
 
+    /// Gives the extent at sector `start` that a snapshot told of its file.
+    fn restore_extent(&mut self, file: File, start: u64, read_only: bool) -> Result<(), DeviceError>;
+
     /// Takes away the extent that begins at sector `start`.
     fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError>;
 
@@ -90,6 +93,10 @@ impl Disk for ImageDisk {
     fn add_extent(&mut self, file: File, read_only: bool) -> Result<(u64, u64), DeviceError> {
         let extent = ImageDisk::add_extent(self, file, read_only)?;
         Ok((extent.start, extent.sectors))
+    }
+
+    fn restore_extent(&mut self, file: File, start: u64, read_only: bool) -> Result<(), DeviceError> {
+        Ok(ImageDisk::restore_extent(self, file, start, read_only)?)
     }
 
     fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, DeviceError> {
@@ -341,6 +348,17 @@ impl Control {
                     .add_extent(file, read_only)
                     .map_err(|error| failed(&crate::describe(error.as_ref())))?;
                 Ok(Done::ExtentAdded { start, sectors })
+            }
+            Action::RestoreExtent { start, read_only } => {
+                let failed = |why: &dyn std::fmt::Display| {
+                    format!("can't restore the extent at sector {start} of the image disk: {why}")
+                };
+                let file = only(fds).map_err(|why| failed(&why))?;
+                let disk = self.handles.disk.as_ref().ok_or_else(|| failed(&"this VM has none"))?;
+                crate::lock(disk)
+                    .restore_extent(file, start, read_only)
+                    .map_err(|error| failed(&crate::describe(error.as_ref())))?;
+                Ok(Done::Ok)
             }
             Action::AttachNic { nic } => {
                 let failed =

@@ -13,13 +13,14 @@ use crate::api::{GUEST_CID, Rates};
 use crate::control::{FsPort, Handles, Outbox};
 use crate::devices::balloon::Balloon;
 use crate::devices::balloon::persist::BalloonState;
-use crate::devices::blk::ImageDisk;
+use crate::devices::blk::{DiskState, ImageDisk};
 use crate::devices::fs::Fs;
 use crate::devices::mem::Mem;
 use crate::devices::net::Net;
 use crate::devices::net::persist::NetState;
 use crate::devices::rng::Rng;
 use crate::devices::vsock::Vsock;
+use crate::devices::vsock::persist::VsockState;
 use crate::persist::{Persist, PersistError};
 use crate::snapshot::SnapshotError;
 use crate::threads::Starter;
@@ -59,6 +60,8 @@ pub(crate) struct DeviceSet {
 /// The devices in a snapshot. Those without a field have nothing to save, or could not be saved if they had.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct DevicesState {
+    disk: DiskState,
+    vsock: Option<VsockState>,
     balloon: BalloonState,
     nics: Vec<NetState>,
 }
@@ -128,14 +131,19 @@ impl DeviceSet {
         }
     }
 
+    /// How many extents of the image disk have no file, and with that can't be served.
+    pub(crate) fn missing_extents(&self) -> usize {
+        crate::lock(&self.disk).missing()
+    }
+
     /// The devices' own states, beside their queues.
     pub(crate) fn save(&self) -> Result<DevicesState, SnapshotError> {
-        save("image disk", &self.disk)?;
         save("entropy device", &self.rng)?;
-        self.vsock.iter().try_for_each(|vsock| save("socket device", vsock))?;
         save("device for host directories", &self.fs)?;
         self.mem.iter().try_for_each(|mem| save("memory device", mem))?;
         Ok(DevicesState {
+            disk: save("image disk", &self.disk)?,
+            vsock: self.vsock.as_ref().map(|vsock| save("socket device", vsock)).transpose()?,
             balloon: save("balloon", &self.balloon)?,
             nics: self.nics.iter().map(|nic| save("network interface", nic)).collect::<Result<_, _>>()?,
         })
@@ -143,9 +151,16 @@ impl DeviceSet {
 
     /// Restores them, after their queues.
     pub(crate) fn restore(&self, state: &DevicesState) -> Result<(), SnapshotError> {
-        restore("image disk", &self.disk, &())?;
+        restore("image disk", &self.disk, &state.disk)?;
         restore("entropy device", &self.rng, &())?;
-        self.vsock.iter().try_for_each(|vsock| restore("socket device", vsock, &()))?;
+        match (&self.vsock, &state.vsock) {
+            (Some(vsock), Some(state)) => restore("socket device", vsock, state)?,
+            (None, None) => {}
+            _ => {
+                let error = PersistError::Impossible("it is there in one of the two");
+                return Err(SnapshotError::Device("socket device", error));
+            }
+        }
         restore("device for host directories", &self.fs, &())?;
         self.mem.iter().try_for_each(|mem| restore("memory device", mem, &()))?;
         restore("balloon", &self.balloon, &state.balloon)?;

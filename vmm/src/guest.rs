@@ -26,6 +26,9 @@ pub(crate) enum GuestError {
     /// It has ended.
     #[error("the VM has ended")]
     Ended,
+    /// It would find nothing where it had files.
+    #[error("{0} extents of its image disk have no file yet")]
+    Incomplete(usize),
 }
 
 /// See the module.
@@ -117,7 +120,10 @@ impl Machine for Guest {
     }
 
     fn resume(&mut self) -> Result<(), DeviceError> {
-        Ok(self.run()?)
+        match self.built.devices.missing_extents() {
+            0 => Ok(self.run()?),
+            missing => Err(Box::new(GuestError::Incomplete(missing))),
+        }
     }
 
     fn save(&mut self, state: File, memory: File) -> Result<Saved, DeviceError> {

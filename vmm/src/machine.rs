@@ -99,7 +99,7 @@ impl Machine {
     ) -> io::Result<Self> {
         let mut events = EventLoop::new(ending)?;
         let starter = Starter::new()?;
-        let (memory, handles) = (built.memory.clone(), built.devices.handles(&starter));
+        let (memory, handles, paused) = (built.memory.clone(), built.devices.handles(&starter), built.paused);
         for device in built.devices.on(Thread::Main) {
             events.add_device(device);
         }
@@ -108,8 +108,10 @@ impl Machine {
         events.add(Control::new(channel, outbox.clone(), handles.clone(), starter, ending.clone())?);
         vcpu::init()?;
         filter::install(Class::Main)?;
-        crate::lock(&guest).run()?;
-        marks.note("vcpus run");
+        if !paused {
+            crate::lock(&guest).run()?;
+            marks.note("vcpus run");
+        }
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
         outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));
         Ok(Self { guest, events, memory, handles })

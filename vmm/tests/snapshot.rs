@@ -1,7 +1,7 @@
 //! Snapshots by the real `monohull-vmm`, of guests of a few hand-assembled instructions on /dev/kvm.
 
 // A failure of the test itself should stop it, also outside of the test functions.
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::{PipeReader, Read};
@@ -10,10 +10,29 @@ use std::os::unix::fs::FileExt;
 
 use monohull_vmm::api::{Action, Done, ExitReason, FdRole};
 
+// A part of these is used.
+#[allow(dead_code)]
+#[path = "hostile/driver.rs"]
+mod driver;
 mod guests;
+#[allow(dead_code)]
+#[path = "hostile/program.rs"]
+mod program;
+#[path = "hostile/requests/mod.rs"]
+mod requests;
 mod vm;
 
+use driver::WRITE;
+use program::Program;
+use requests::disk::{DATA, IN, OUT};
 use vm::{Setup, Vm, file};
+
+/// Where the extents of these tests are, and how many sectors each has.
+const WRITABLE: u64 = 2048;
+const READ_ONLY: u64 = 4096;
+const SECTORS: u64 = 8;
+/// What the writable one begins with: more than any status.
+const FIRST_NUMBER: u8 = 0x10;
 
 /// A VM that prints into a pipe.
 struct Printing {
@@ -207,12 +226,134 @@ fn what_a_snapshot_can_not_hold_is_refused_by_name_and_the_vm_goes_on() {
     assert_eq!(ask(&files()), Ok(()));
     assert_eq!(vm.ask(Action::SetMemory { mib: 2 }, &[]), Ok(Done::Memory { plugged_mib: 0 }));
     refused(&files(), "128 MiB of added memory");
-    let extent = file(&[0; 512]);
-    vm.ask(Action::AddExtent { read_only: true }, &[extent.as_fd()]).unwrap();
-    refused(&files(), "the image disk can't be saved or restored: it has 1 extents");
     assert_eq!(vm.ask(Action::Resume, &[]), Ok(Done::Ok));
     assert_eq!(vm.ask(Action::Stop, &[]), Ok(Done::Ok));
     assert_eq!(vm.end().0, ExitReason::Stopped);
+}
+
+/// A guest that counts in a sector, and tries to write to what is read-only. Each round it prints the status of its read, the
+/// number, and the status of both writes.
+fn count_on_disk() -> Vec<u8> {
+    let sector = |flags| [(DATA.into(), 512, flags)];
+    let mut program = Program::new();
+    program.wait_capacity(READ_ONLY + SECTORS);
+    program.forever(|program| {
+        program.request(IN, WRITABLE, &sector(WRITE));
+        program.print_from(DATA, 1);
+        program.increment32(DATA);
+        program.request(OUT, WRITABLE, &sector(0));
+        program.request(OUT, READ_ONLY, &sector(0));
+    })
+}
+
+fn extent(byte: u8) -> File {
+    file(&[byte; (SECTORS * 512) as usize])
+}
+
+fn first_byte(file: &File) -> u8 {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0).unwrap();
+    byte[0]
+}
+
+/// Reads some rounds of [`count_on_disk`], and returns the number of the first that is complete.
+fn first_round(vm: &mut Printing) -> u8 {
+    let is_number = |byte: &u8| *byte >= FIRST_NUMBER;
+    let bytes = vm.read::<40>();
+    let at = bytes.iter().position(is_number).unwrap();
+    let rounds: Vec<_> = bytes[at..].chunks_exact(4).collect();
+    for (round, expected) in rounds.iter().zip(bytes[at]..) {
+        assert_eq!(*round, [expected, 0, 1, 0], "{bytes:?}");
+    }
+    bytes[at]
+}
+
+#[test]
+fn a_disk_goes_on_in_copies_with_the_files_that_they_are_given() {
+    let mut original = Printing::boot(&count_on_disk());
+    let (written, read) = (extent(FIRST_NUMBER), extent(0xaa));
+    original.vm.ask(Action::AddExtent { read_only: false }, &[written.as_fd()]).unwrap();
+    original.vm.ask(Action::AddExtent { read_only: true }, &[read.as_fd()]).unwrap();
+    assert_eq!(first_round(&mut original), FIRST_NUMBER);
+    let snapshot = Snapshot::of(&original.vm);
+    let number = first_byte(&written);
+
+    let files = [extent(number), extent(number)];
+    for file in &files {
+        let (output, console) = std::io::pipe().unwrap();
+        let mut setup = snapshot.setup().with(FdRole::Console, console);
+        setup.config.paused = true;
+        let mut copy = Printing::started(setup, output);
+        let restore = |start, read_only, file: &File| {
+            copy.vm.ask(Action::RestoreExtent { start, read_only }, &[file.as_fd()])
+        };
+        assert_eq!(restore(READ_ONLY, true, &read), Ok(Done::Ok));
+        assert_eq!(restore(WRITABLE, false, file), Ok(Done::Ok));
+        assert_eq!(copy.vm.ask(Action::Resume, &[]), Ok(Done::Ok));
+        let first = first_round(&mut copy);
+        assert!((number - 1..=number + 1).contains(&first), "{first} after {number}");
+        copy.stop();
+        assert!(first_byte(file) > number);
+    }
+    assert_eq!(first_byte(&written), number, "the original's is its own");
+    assert_eq!(first_byte(&read), 0xaa);
+    assert_eq!(original.vm.ask(Action::Resume, &[]), Ok(Done::Ok));
+    first_round(&mut original);
+    original.stop();
+}
+
+#[test]
+fn a_copy_does_not_run_before_it_has_the_files_of_its_original() {
+    let vm = Setup::new(&guests::HALT).start();
+    vm.expect_started();
+    let files = [extent(1), extent(2)];
+    for (file, read_only) in files.iter().zip([false, true]) {
+        vm.ask(Action::AddExtent { read_only }, &[file.as_fd()]).unwrap();
+    }
+    let snapshot = Snapshot::of(&vm);
+    assert!(
+        snapshot
+            .setup()
+            .refusal()
+            .contains("disk has 2 extents, whose files it needs before it runs: start it paused")
+    );
+
+    let mut setup = snapshot.setup();
+    setup.config.paused = true;
+    let copy = setup.start();
+    let marks = copy.expect_started();
+    assert!(marks.iter().all(|(name, _)| name != "vcpus run"), "{marks:?}");
+    let refused = |start, read_only, file: &File, text: &str| {
+        let error = copy.ask(Action::RestoreExtent { start, read_only }, &[file.as_fd()]).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    };
+    refused(0, false, &files[0], "no extent of the snapshot that waits for its file begins at sector 0");
+    refused(
+        READ_ONLY,
+        false,
+        &files[1],
+        "has 8 read-only sectors in the snapshot, the file given for it 8 writable",
+    );
+    refused(
+        WRITABLE,
+        true,
+        &files[0],
+        "has 8 writable sectors in the snapshot, the file given for it 8 read-only",
+    );
+    refused(WRITABLE, false, &file(&[0; 512]), "the file given for it 1 writable sectors");
+    refused(WRITABLE, false, &File::open("/dev/null").unwrap(), "opened with flags");
+    for (start, read_only, missing) in [(WRITABLE, false, 2), (READ_ONLY, true, 1)] {
+        let error = copy.ask(Action::Resume, &[]).unwrap_err();
+        assert!(error.contains(&format!("{missing} extents of its image disk have no file yet")), "{error}");
+        let file = &files[usize::from(read_only)];
+        assert_eq!(copy.ask(Action::RestoreExtent { start, read_only }, &[file.as_fd()]), Ok(Done::Ok));
+    }
+    refused(WRITABLE, false, &files[0], "no extent of the snapshot that waits");
+    // It can be copied before it has ever run.
+    Snapshot::of(&copy);
+    assert_eq!(copy.ask(Action::Resume, &[]), Ok(Done::Ok));
+    assert_eq!(copy.ask(Action::Stop, &[]), Ok(Done::Ok));
+    assert_eq!(copy.end().0, ExitReason::Stopped);
 }
 
 #[test]

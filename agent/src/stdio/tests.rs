@@ -1,5 +1,6 @@
 use super::*;
 use monohull_protocol::agent::Stdio;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 fn owner() -> u32 {

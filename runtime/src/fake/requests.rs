@@ -95,6 +95,7 @@ impl Fake {
                     self.send(FromVmm::Event(Event::FreeReported), &[]);
                     Ok(Done::Ok)
                 }
+                Action::Snapshot if self.mode == Mode::RefusesSnapshots => Err("no room".into()),
                 Action::Snapshot => {
                     self.note("snapshot");
                     for fd in fds {

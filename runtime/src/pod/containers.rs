@@ -17,6 +17,7 @@ use crate::disk::Extent;
 use crate::process::{Process, Stdio};
 use crate::rootfs::{SharedTree, Source, Storage};
 use crate::share::Exported;
+use crate::snapshot::SavedContainer;
 use crate::spec::{self, BlockDevice};
 use crate::state::{self, ContainerState};
 use crate::timeline;
@@ -31,7 +32,7 @@ enum Container {
     /// Its id is taken, no more.
     Creating,
     /// Its init process exists.
-    Created { init: Process, held: Held },
+    Created { init: Process, held: Held, stdio: Stdio, order: usize },
 }
 
 /// What a container has of the host. It is there as long as this lives.
@@ -39,9 +40,25 @@ enum Container {
 struct Held {
     volumes: Attached,
     extents: Vec<Arc<Extent>>,
+    /// How many of them are its block devices.
+    devices: usize,
     trees: Vec<Exported>,
     /// The root, as a descriptor.
     root: Option<OwnedFd>,
+}
+
+impl Held {
+    /// What of it no copy can have, and the way out.
+    fn uncopyable(&self) -> Option<(&'static str, &'static str)> {
+        const NO_VOLUME: &str = "start it without that volume";
+        if !self.trees.is_empty() {
+            let fix = "give it a root of blocks (`monohull run --block`, containerd's erofs, blockfile or devmapper snapshotter)";
+            return Some(("a root that is a directory of the host", fix));
+        }
+        self.volumes.uncopyable().map(|has| (has, NO_VOLUME)).or_else(|| {
+            (self.devices > 0).then_some(("a block device of the host", "start it without that device"))
+        })
+    }
 }
 
 /// A container's storages and block devices as the agent is told of them, and what keeps them there.
@@ -92,15 +109,54 @@ impl Containers {
         }
     }
 
+    /// What a snapshot of the pod is told of them.
+    pub(super) fn saved(&self) -> Vec<SavedContainer> {
+        let saved = |(id, container): (&String, &Container)| match container {
+            Container::Creating => None,
+            Container::Created { init, stdio, order, .. } => {
+                let Stdio { terminal, stdin, stdout, stderr, .. } = *stdio;
+                let (id, pid, order) = (id.clone(), init.pid(), *order);
+                Some(SavedContainer { id, pid, terminal, stdin, stdout, stderr, order })
+            }
+        };
+        self.lock().iter().filter_map(saved).collect()
+    }
+
+    /// Why one of them can't be copied, and the way out.
+    pub(super) fn uncopyable(&self) -> Option<String> {
+        self.lock().iter().find_map(|(id, container)| match container {
+            Container::Creating => Some(format!("container {id} is being created: try again")),
+            Container::Created { init, .. } if !init.is_running() && init.exit().is_none() => {
+                Some(format!("container {id} has not been started: start it first"))
+            }
+            Container::Created { held, .. } => {
+                held.uncopyable().map(|(has, fix)| format!("container {id} has {has}: {fix}"))
+            }
+        })
+    }
+
+    /// Takes over a container of the original.
+    pub(super) fn adopt(&self, saved: &SavedContainer, init: Process, extents: &[Arc<Extent>]) {
+        // Which is whose is not known: all have all, and the last one takes them along.
+        let held = Held { extents: extents.to_vec(), ..Held::default() };
+        let container = Container::Created { init, held, stdio: saved.stdio(), order: saved.order };
+        self.lock().insert(saved.id.clone(), container);
+    }
+
     fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
 }
 
 impl Reservation<'_> {
-    fn keep(self, init: Process, held: Held) {
+    fn keep(self, init: Process, held: Held, stdio: Stdio) {
         let mut table = self.containers.lock();
-        table.insert(self.id.clone(), Container::Created { init, held });
+        let orders = table.values().filter_map(|container| match container {
+            Container::Created { order, .. } => Some(order + 1),
+            Container::Creating => None,
+        });
+        let order = orders.max().unwrap_or(0);
+        table.insert(self.id.clone(), Container::Created { init, held, stdio, order });
     }
 }
 
@@ -122,12 +178,13 @@ impl Pod {
     /// [`Self::create_container`] with the host's part of the work already done.
     pub async fn create_prepared(&self, prepared: Prepared) -> Result<Process, PodError> {
         let begun_us = timeline::now_us();
-        let (id, bundle) = (prepared.id.clone(), prepared.bundle.clone());
+        let _change = self.changes.read().await;
+        let (id, bundle, stdio) = (prepared.id.clone(), prepared.bundle.clone(), prepared.stdio);
         let reservation = self.containers.reserve(&id)?;
         match self.create_reserved(prepared).await {
             Ok((process, held)) => {
                 held.volumes.set_live();
-                reservation.keep(process.clone(), held);
+                reservation.keep(process.clone(), held, stdio);
                 self.timeline.mark("container created");
                 self.state.tally().container_created(timeline::now_us().saturating_sub(begun_us));
                 self.note_container(id, bundle)?;
@@ -182,6 +239,7 @@ impl Pod {
         stdio: Stdio,
     ) -> Result<Process, PodError> {
         state::check_id("exec id", exec_id)?;
+        let _change = self.changes.read().await;
         if !self.containers.init(container)?.is_running() {
             return Err(PodError::Precondition(format!("container {container} is not running")));
         }
@@ -224,6 +282,7 @@ impl Pod {
     /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has
     /// ended it only forgets.
     pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
+        let _change = self.changes.read().await;
         let init = self.containers.init(container)?;
         if init.is_running() {
             return Err(PodError::Precondition(format!(
@@ -249,7 +308,7 @@ impl Pod {
         Ok(())
     }
 
-    fn note_container(&self, id: String, bundle: PathBuf) -> Result<(), PodError> {
+    pub(super) fn note_container(&self, id: String, bundle: PathBuf) -> Result<(), PodError> {
         let bundle = (!bundle.as_os_str().is_empty()).then_some(bundle);
         self.state.change(|state| state.containers.push(ContainerState { id, bundle }))?;
         Ok(())
@@ -287,6 +346,7 @@ impl Pod {
         }
         for (BlockDevice { major, minor, read_only }, file) in devices {
             let extent = MessageField::some(self.add_extent(&mut added.held, file, read_only).await?);
+            added.held.devices += 1;
             added.devices.push(proto::BlockDevice { major, minor, extent, ..Default::default() });
         }
         Ok(added)

@@ -62,6 +62,14 @@ pub enum PodError {
     /// The pod's directory.
     #[error(transparent)]
     State(StateError),
+    /// A file that the pod is saved in, or copied from.
+    #[error("cannot copy the pod's files: {path}")]
+    Copy {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
 }
 
 impl From<VmError> for PodError {

@@ -32,6 +32,15 @@ impl Sizing {
         Self { demand, host, most: Size { memory_mib: host.memory_mib, cpus }, base_mib, size }
     }
 
+    /// Of a copy, whose VM begins with all it has. What its containers ask for is not known, and is not less.
+    pub(super) fn of_copy(settings: &Settings, memory_mib: u32, cpus: u8, most: Size, host: Host) -> Self {
+        let base_mib = memory_mib.saturating_sub(settings.overhead_memory_mib);
+        let mut demand = Demand::default();
+        demand.pod.millicpus = Some(u64::from(cpus) * 1000);
+        demand.pod.memory = Some(0);
+        Self { demand, host, most, base_mib, size: Size { memory_mib: base_mib, cpus } }
+    }
+
     /// Of pods that are told nothing of, and of those with small limits.
     pub(super) fn standard(settings: &Settings, host: Host) -> [Self; 2] {
         let base = Self::new(Demand::default(), settings, host);

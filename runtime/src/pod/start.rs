@@ -5,19 +5,21 @@ use std::sync::atomic::{AtomicI32, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
-use monohull_vmm::api::{ExitReason, VmConfig, user_of};
+use monohull_vmm::api::{ExitReason, FdRole, VmConfig, user_of};
 use protobuf::MessageField;
 use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::{OnceCell, RwLock, oneshot, watch};
 
 use super::resize::Sizing;
-use super::{Containers, Link, Pod, PodConfig, PodError, network, start_share};
+use super::{Containers, Link, Name, Pod, PodConfig, PodError, Shape, network, start_share};
 use crate::agent::Agent;
 use crate::disk::ImageDisk;
 use crate::mirror::Mirrors;
 use crate::network::{NICS, Network};
 use crate::settings::Settings;
+use crate::share::Share;
 use crate::size::Host;
+use crate::snapshot::door;
 use crate::sockets::Sockets;
 use crate::state::{self, PodState, ProcessId};
 use crate::state_file::StateFile;
@@ -30,8 +32,10 @@ use crate::vsock::Vsock;
 
 /// Turns a guest that never gets to its agent into an error.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// Where the numbers of processes' streams begin. Those below are for a copy's first.
+const FIRST_STREAM: u64 = 1 << 20;
 /// Seed for the guest's random number generator, in bytes.
-const ENTROPY: usize = 64;
+pub(super) const ENTROPY: usize = 64;
 
 /// What is known of a pod's VM before it is made.
 struct Plan {
@@ -152,6 +156,7 @@ fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmCo
         huge_pages: settings.huge_pages,
         rates: settings.rates(),
         working_set: Vec::new(),
+        paused: false,
         fds: Vec::new(),
     }
 }
@@ -165,8 +170,10 @@ async fn attempt(
     let dir = state::pod_dir(&config.settings.state_dir, &config.namespace, &config.id)?;
     let state = StateFile::create(dir, first_state(config, template)?, config.timeline.clone())?;
     let (vsock, listener) = Vsock::listen(state.dir())?;
-    let files = VmFiles::open(&config.settings, listener, config.console.as_deref(), template)?;
+    let saved = template.map(|template| (&template.state, &template.memory));
+    let files = VmFiles::open(&config.settings, listener, config.console.as_deref(), saved)?;
     let sockets = Arc::<Sockets>::default();
+    let vm_config = VmConfig { fds: files.roles(), ..plan.vm.clone() };
     let Starting { vm, ready, mut network, sizing } = start_vm(config, plan, files, sockets.clone(), &state)?;
     let watch = vm.watch();
     let sharing = async {
@@ -180,25 +187,11 @@ async fn attempt(
     let set_up = set_up(config, &vm, ready, network.as_mut(), &sizing);
     match tokio::try_join!(set_up, sharing) {
         Ok((agent, share)) => {
-            let pod = Arc::new(Pod {
-                settings: config.settings.clone(),
-                timeline: config.timeline.clone(),
-                host_mounts: config.host_mounts.clone(),
-                link: Link { agent, vm: watch },
-                vm,
-                vsock: Arc::new(vsock),
-                state: Arc::new(state),
-                containers: Containers::default(),
-                disk: ImageDisk::default(),
-                network: network.map(tokio::sync::Mutex::new),
-                share: OnceCell::new_with(share),
-                mirrors: Mirrors::default(),
-                sockets,
-                sizing: tokio::sync::Mutex::new(sizing),
-                oom_score: AtomicI32::new(i32::MIN),
-                settled: watch::Sender::new(false),
-                next_stream: AtomicU64::new(1),
-            });
+            let link = Link { agent, vm: watch };
+            let (disk, share) = (ImageDisk::default(), OnceCell::new_with(share));
+            let parts = Parts { vm_config, vm, link, vsock, state, disk, sizing, sockets, network, share };
+            let name = (config.namespace.as_str(), config.id.as_str());
+            let pod = assemble(&config.settings, &config.timeline, name, parts, config.host_mounts.clone())?;
             network::follow(&pod)?;
             Ok(pod)
         }
@@ -213,6 +206,65 @@ async fn attempt(
     }
 }
 
+/// What a pod is made of.
+pub(super) struct Parts {
+    pub(super) vm_config: VmConfig,
+    pub(super) vm: Vm,
+    pub(super) link: Link,
+    pub(super) vsock: Vsock,
+    pub(super) state: StateFile,
+    pub(super) disk: ImageDisk,
+    pub(super) sizing: Sizing,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) network: Option<Network>,
+    pub(super) share: OnceCell<Arc<Share>>,
+}
+
+/// Makes a pod whose guest is ready, and listens for those who want a snapshot of it.
+pub(super) fn assemble(
+    settings: &Settings,
+    timeline: &Timeline,
+    (namespace, id): (&str, &str),
+    parts: Parts,
+    host_mounts: Option<Arc<std::os::fd::OwnedFd>>,
+) -> Result<Arc<Pod>, PodError> {
+    let Parts { vm_config, vm, link, vsock, state, disk, sizing, sockets, network, share } = parts;
+    let VmConfig { memory_mib, hotplug_mib, vcpus, nics, .. } = vm_config;
+    let listener = door::listen(state.dir()).map_err(VmError::Watch)?;
+    let watch = link.vm.clone();
+    let pod = Arc::new(Pod {
+        settings: settings.clone(),
+        name: Name { id: id.to_owned(), namespace: namespace.to_owned() },
+        shape: Shape { memory_mib, hotplug_mib, vcpus, nics },
+        has_console: vm_config.fds.contains(&FdRole::Console),
+        changes: RwLock::new(()),
+        timeline: timeline.clone(),
+        host_mounts,
+        link,
+        vm,
+        vsock: Arc::new(vsock),
+        state: Arc::new(state),
+        containers: Containers::default(),
+        disk,
+        network: network.map(tokio::sync::Mutex::new),
+        share,
+        mirrors: Mirrors::default(),
+        sockets,
+        sizing: tokio::sync::Mutex::new(sizing),
+        oom_score: AtomicI32::new(i32::MIN),
+        settled: watch::Sender::new(false),
+        next_stream: AtomicU64::new(FIRST_STREAM),
+    });
+    let weak = Arc::downgrade(&pod);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = door::serve(listener, weak) => {}
+            _ = watch.ended() => {}
+        }
+    });
+    Ok(pod)
+}
+
 fn first_state(config: &PodConfig, template: Option<&Template>) -> Result<PodState, PodError> {
     Ok(PodState {
         version: state::VERSION,
@@ -222,6 +274,7 @@ fn first_state(config: &PodConfig, template: Option<&Template>) -> Result<PodSta
         owner: ProcessId::own().map_err(VmError::Watch)?,
         vmm: None,
         template: template.map(|template| template.key().to_owned()),
+        snapshot: None,
         fs_server: None,
         containers: Vec::new(),
         created_at: since_epoch().as_secs(),
@@ -316,6 +369,6 @@ fn sandbox_request(
     })
 }
 
-fn since_epoch() -> Duration {
+pub(super) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! The life of pods and containers against a VMM and an agent that are fake, in a process of their own.
 
 mod block;
+mod copies;
 mod hostile;
 
 use std::path::Path;

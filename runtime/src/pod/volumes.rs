@@ -20,6 +20,16 @@ pub(super) struct Attached {
 }
 
 impl Attached {
+    /// What of it no copy can have.
+    pub(super) fn uncopyable(&self) -> Option<&'static str> {
+        let has = [
+            (!self.exports.is_empty(), "a volume that is a directory or file of the host"),
+            (!self.mirrors.is_empty(), "a volume that follows a directory of the host"),
+            (!self.sockets.is_empty(), "a UNIX socket of the host"),
+        ];
+        has.into_iter().find_map(|(has, what)| has.then_some(what))
+    }
+
     /// To be called when the guest has the container.
     pub(super) fn set_live(&self) {
         self.mirrors.iter().for_each(Mirrored::set_live);

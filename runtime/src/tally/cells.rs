@@ -49,11 +49,13 @@ pub enum Start {
     ForkFailed,
     /// It did not start.
     Failed,
+    /// It goes on where another was saved.
+    Copied,
 }
 
 impl Start {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Forked, Self::Booted, Self::ForkFailed, Self::Failed];
+    pub const ALL: [Self; 5] = [Self::Forked, Self::Booted, Self::ForkFailed, Self::Failed, Self::Copied];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -62,6 +64,7 @@ impl Start {
             Self::Booted => "booted",
             Self::ForkFailed => "booted_after_failed_fork",
             Self::Failed => "failed",
+            Self::Copied => "copied",
         }
     }
 

@@ -76,6 +76,7 @@ fn config(input: &mut Input<'_>, fds: usize) -> VmConfig {
         huge_pages: input.u8().is_multiple_of(2),
         rates: Rates { disk: rate(input), nics: rate(input) },
         working_set: (0..input.u8() % 3).map(|_| (input.u32(), input.u8().into())).collect(),
+        paused: input.u8().is_multiple_of(2),
         fds: (0..fds).map(|_| ROLES[usize::from(input.u8()) % ROLES.len()]).collect(),
     }
 }

@@ -193,6 +193,9 @@ fn action(input: &mut Input<'_>) -> Action {
         9 => Action::SetMemory { mib },
         10 => Action::AwaitReports { mib },
         11 => Action::Pause,
+        12 if mib.is_multiple_of(2) => {
+            Action::RestoreExtent { start: u64::from(mib) * 1024, read_only: true }
+        }
         12 => Action::Resume,
         13 => Action::Snapshot,
         14 if mib == 0 => Action::Stop,

@@ -50,6 +50,7 @@ impl Setup {
             huge_pages: false,
             rates: Rates::default(),
             working_set: Vec::new(),
+            paused: false,
             fds: Vec::new(),
         };
         Self { config, fds: Vec::new() }.with(FdRole::Kvm, kvm())

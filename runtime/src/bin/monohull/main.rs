@@ -1,6 +1,8 @@
 //! `monohull`: containers in microVMs from the command line, and tools to look at running pods.
 
+mod block;
 mod check;
+mod clone;
 mod failure;
 mod generated;
 mod install;
@@ -15,6 +17,7 @@ mod run;
 mod scratch;
 mod session;
 mod size;
+mod snapshot;
 mod spec;
 mod streams;
 mod table;
@@ -45,6 +48,8 @@ Start with `monohull check`. Every command has its own --help, with examples and
 enum Command {
     Check(check::Arguments),
     Run(Box<run::Arguments>),
+    Snapshot(snapshot::Arguments),
+    Clone(clone::Arguments),
     Ps(ps::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
@@ -63,7 +68,8 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nothing is left to do if standard error is closed.
             let _ = error.print();
-            let run = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+            let run =
+                std::env::args_os().nth(1).is_some_and(|command| command == "run" || command == "clone");
             return ExitCode::from(match error.exit_code() {
                 0 => 0,
                 _ if run => run::OWN_FAILURE,
@@ -74,6 +80,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Check(arguments) => check::check(&arguments),
         Command::Run(arguments) => run::run(*arguments),
+        Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
+        Command::Clone(arguments) => clone::clone(&arguments),
         Command::Ps(arguments) => ps::ps(&arguments),
         Command::Top(arguments) => top::top(&arguments),
         Command::Metrics(arguments) => metrics::metrics(&arguments),

@@ -14,6 +14,7 @@ use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
 use monohull_runtime::timeline::Timeline;
 
+use crate::block;
 use crate::failure::Failure;
 use crate::process::{self, Process};
 use crate::run::Arguments;
@@ -41,8 +42,11 @@ pub(crate) fn session(
     timeline.mark("root unpacked");
     let hostname = arguments.hostname.clone().unwrap_or_else(|| name.clone());
     let process = resolve(arguments, &image, &directory, &hostname)?;
-    let mut binds = own_files(scratch.path(), &hostname)
-        .map_err(|e| Failure::of("cannot write the container's /etc/hosts", &e))?;
+    let mut binds = match arguments.block {
+        Some(_) => Vec::new(),
+        None => own_files(scratch.path(), &hostname)
+            .map_err(|e| Failure::of("cannot write the container's /etc/hosts", &e))?,
+    };
     for volume in &arguments.volume {
         binds.push(bind(volume)?);
     }
@@ -74,7 +78,7 @@ pub(crate) fn session(
         hostname,
         sysctls: std::collections::HashMap::new(),
         shm_bytes: 0,
-        share: true,
+        share: arguments.block.is_none(),
         host_mounts: None,
         network: false,
         console: arguments.console.clone(),
@@ -99,7 +103,10 @@ fn root(arguments: &Arguments, scratch: &Scratch, stop: &AtomicBool) -> Result<R
         let directory = fs::canonicalize(directory)
             .and_then(|path| if path.is_dir() { Ok(path) } else { Err(io::ErrorKind::NotADirectory.into()) });
         let directory = directory.map_err(failed)?;
-        let rootfs = written_elsewhere(&directory, scratch.path())?;
+        let rootfs = match arguments.block {
+            Some(block) => block::root(block, &directory, scratch.path())?,
+            None => written_elsewhere(&directory, scratch.path())?,
+        };
         return Ok(Root { directory, rootfs, image: ImageConfig::default() });
     }
     let path = arguments.image.as_deref().unwrap_or(Path::new(""));
@@ -115,7 +122,15 @@ fn root(arguments: &Arguments, scratch: &Scratch, stop: &AtomicBool) -> Result<R
             .and_then(|tree| tree.make_directory(Path::new(wanted.trim_start_matches('/')), |_, _| Ok(())));
         made.map_err(|e| Failure::of(&format!("cannot make the working directory {wanted}"), &e))?;
     }
-    Ok(Root { rootfs: Rootfs::Directory(directory.clone()), directory, image: config })
+    let rootfs = match arguments.block {
+        Some(block) => {
+            block::write_hosts(&directory)
+                .map_err(|e| Failure::of("cannot write the container's /etc/hosts", &e))?;
+            block::root(block, &directory, scratch.path())?
+        }
+        None => Rootfs::Directory(directory.clone()),
+    };
+    Ok(Root { rootfs, directory, image: config })
 }
 
 /// A root that has the files of `directory` and leaves it as it is: what is written goes to `scratch`.
@@ -175,7 +190,7 @@ fn resolve(
 }
 
 /// Which streams the process gets.
-fn stdio(terminal: bool, interactive: Option<bool>) -> Stdio {
+pub(crate) fn stdio(terminal: bool, interactive: Option<bool>) -> Stdio {
     // Reading from a terminal without need stops a job in the background.
     let stdin = interactive.unwrap_or(terminal || !streams::on_terminal().0);
     let size = if terminal { terminal::size() } else { None };
@@ -203,7 +218,7 @@ fn bind(volume: &Volume) -> Result<Bind, Failure> {
 }
 
 /// Twelve hexadecimal digits, as docker's short ids.
-fn random_name() -> io::Result<String> {
+pub(crate) fn random_name() -> io::Result<String> {
     let mut bytes = [0; 6];
     let count = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     if count < bytes.len() {

@@ -156,6 +156,7 @@ mod tests {
             owner,
             vmm,
             template: None,
+            snapshot: None,
             fs_server: None,
             containers: Vec::new(),
             created_at: 1000,

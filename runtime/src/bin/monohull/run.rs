@@ -13,6 +13,7 @@ use monohull_runtime::timeline::Timeline;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::block::{self, Block};
 use crate::failure::{Failure, note};
 use crate::session::{self, Session, Signals};
 use crate::volume::{self, Volume};
@@ -47,7 +48,8 @@ Examples:
   monohull run --image busybox.tar                     (a shell, on a terminal)
   monohull run --rootfs ./tree -- /bin/sh -c 'uname -r'
   monohull run --image app/ --memory 1G --cpus 2 --env DEBUG=1 --volume ./data:/data:ro
-  monohull run --image busybox.tar --timeline -- true")]
+  monohull run --image busybox.tar --timeline -- true
+  monohull run --image app.tar --block --name web       (can be copied: monohull snapshot web)")]
 #[command(group = clap::ArgGroup::new("root").required(true))]
 pub(crate) struct Arguments {
     /// An OCI image layout (directory or tar), or an archive of `docker save`
@@ -56,6 +58,10 @@ pub(crate) struct Arguments {
     /// A directory with the container's files; it is copied, never written to
     #[arg(long, value_name = "DIR", group = "root")]
     pub(crate) rootfs: Option<PathBuf>,
+    /// Give the container its files as a file system in a file, for `monohull snapshot`; with a size, such as 1G, changes are
+    /// kept in that file and not in memory
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = block::parse)]
+    pub(crate) block: Option<Block>,
     /// Name of the pod and container [default: random]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -163,7 +169,7 @@ async fn prepared(
 }
 
 /// Leaves the host's mount and network namespaces, so that nothing done for the pod is seen or left there.
-fn private_namespaces() -> Result<(), Failure> {
+pub(crate) fn private_namespaces() -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).map_err(|error| {
         let fix = if rustix::process::geteuid().is_root() { "" } else { ": run it as root" };
         Failure::new(format!("cannot make private namespaces: {}{fix}", io::Error::from(error)))

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use futures_util::FutureExt;
 use monohull_runtime::pod::{ContainerConfig, Pod, PodConfig, PodError};
-use monohull_runtime::process::{Exit, Process};
+use monohull_runtime::process::{Exit, Process, Streams};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -39,11 +39,43 @@ pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, F
         started = Pod::start_with(pod, container) => started.map_err(|e| start_failure(&e))?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
-    let ended = attend(&process, terminal, signals).await;
-    let reason = pod.ended().now_or_never();
-    let shutdown = pod.shutdown().await;
+    let ended = async {
+        let streams = process.take_streams();
+        let raw = raw(terminal)?;
+        process.start().await.map_err(|e| start_failure(&e))?;
+        attend(&process, streams, raw, signals).await
+    };
+    let ended = ended.await;
+    let result = end(&pod, ended).await;
     drop(pod);
     drop(scratch);
+    result
+}
+
+/// Stays with a process that runs already to its end, which is that of its pod.
+pub(crate) async fn attend_to_end(
+    pod: &Pod,
+    process: &Process,
+    terminal: bool,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let ended = async {
+        let streams = process.take_streams();
+        let raw = raw(terminal)?;
+        if let Some((columns, rows)) = terminal::size().filter(|_| terminal) {
+            // It may be of another size than the original's. Whoever draws on it is told to draw anew, so that there is something.
+            let _ = process.resize(columns, rows).await;
+        }
+        attend(process, streams, raw, signals).await
+    };
+    let ended = ended.await;
+    end(pod, ended).await
+}
+
+/// Ends the pod of a process that has ended or was given up.
+async fn end(pod: &Pod, ended: Result<u8, Failure>) -> Result<u8, Failure> {
+    let reason = pod.ended().now_or_never();
+    let shutdown = pod.shutdown().await;
     let code = ended?;
     if let Some(reason) = reason {
         return Err(Failure::new(PodError::Ended(reason).to_string()).with_code(code));
@@ -55,17 +87,23 @@ pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, F
     Ok(code)
 }
 
-/// Starts the process and stays with it to its end.
-async fn attend(process: &Process, terminal: bool, signals: &mut Signals) -> Result<u8, Failure> {
-    let streams = process.take_streams();
-    let raw = match streams::on_terminal() {
-        (true, _) if terminal => Some(
-            Raw::enter(std::io::stdin().as_fd())
-                .map_err(|e| Failure::of("cannot set the terminal up", &e))?,
-        ),
-        _ => None,
-    };
-    process.start().await.map_err(|e| start_failure(&e))?;
+/// Sets our terminal up for a process that has one of its own.
+fn raw(terminal: bool) -> Result<Option<Raw>, Failure> {
+    match streams::on_terminal() {
+        (true, _) if terminal => Raw::enter(std::io::stdin().as_fd())
+            .map(Some)
+            .map_err(|e| Failure::of("cannot set the terminal up", &e)),
+        _ => Ok(None),
+    }
+}
+
+/// Stays with a process that runs to its end.
+async fn attend(
+    process: &Process,
+    streams: Streams,
+    raw: Option<Raw>,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let input = streams.stdin.map(|stream| tokio::spawn(streams::feed(tokio::io::stdin(), stream)));
     let mut outputs = JoinSet::new();
     if let Some(stream) = streams.stdout {

@@ -70,6 +70,16 @@ impl ImageDisk {
         Ok(extent)
     }
 
+    /// Gives the disk of a copy the file of an extent that the original had, as [`Self::add_extent`] takes it.
+    pub fn restore_extent(&mut self, file: File, start: u64, read_only: bool) -> Result<(), BlkError> {
+        self.extents.fill(file, start, read_only)
+    }
+
+    /// How many extents have no file yet: those of the original that [`Self::restore_extent`] has not been called for.
+    pub fn missing(&self) -> usize {
+        self.extents.missing()
+    }
+
     /// Removes the extent that begins at sector `start`; requests for its sectors fail from now on. None is under way: they
     /// are served under the same exclusive access to the disk. The capacity stays.
     pub fn remove_extent(&mut self, start: u64) -> Result<RemovedExtent, BlkError> {

@@ -1,17 +1,20 @@
 //! What the disk is made of: files and block devices, one after the other with gaps between them.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use serde::{Deserialize, Serialize};
 
 use super::buffers::Buffers;
 use super::request::{Range, Unmap};
 use super::vectored;
 use crate::api::SECTOR;
+use crate::persist::PersistError;
 
 /// Extents begin at multiples of this many sectors (1 MiB). The first one does not begin at sector 0: the guest's kernel
 /// looks for a partition table there, and what an image holds is not to be one.
@@ -53,6 +56,42 @@ pub enum BlkError {
     /// No extent begins there.
     #[error("no extent begins at sector {0}")]
     Unknown(u64),
+    /// No extent of the original begins there, or it has its file.
+    #[error("no extent of the snapshot that waits for its file begins at sector {0}")]
+    NotMissing(u64),
+    /// Another file than the original's.
+    #[error("the extent at sector {start} has {saved} in the snapshot, the file given for it {given}")]
+    Other {
+        /// Where it begins.
+        start: u64,
+        /// How it was saved.
+        saved: SavedExtent,
+        /// What came.
+        given: SavedExtent,
+    },
+}
+
+/// What a snapshot holds of an extent, besides where it begins.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct SavedExtent {
+    sectors: u64,
+    read_only: bool,
+}
+
+impl std::fmt::Display for SavedExtent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.read_only { "read-only" } else { "writable" };
+        write!(f, "{} {kind} sectors", self.sectors)
+    }
+}
+
+/// What a snapshot holds of the disk.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct DiskState {
+    /// By their first sectors.
+    extents: BTreeMap<u64, SavedExtent>,
+    /// Behind the last extent there has ever been.
+    end: u64,
 }
 
 #[derive(Debug)]
@@ -88,6 +127,8 @@ impl RemovedExtent {
 #[derive(Debug, Default)]
 pub(super) struct Extents {
     list: Vec<Backing>,
+    /// Those of the original, in a copy that has not been given their files yet.
+    missing: BTreeMap<u64, SavedExtent>,
     /// Behind the last extent there has ever been. Sectors are never used again: what a guest still has in its caches of a
     /// removed extent must not get into another one.
     end: u64,
@@ -96,31 +137,69 @@ pub(super) struct Extents {
 impl Extents {
     /// Appends `file`.
     pub(super) fn add(&mut self, mut file: File, read_only: bool) -> Result<Extent, BlkError> {
-        if self.list.len() == MAX_EXTENTS {
+        if self.list.len() + self.missing.len() >= MAX_EXTENTS {
             return Err(BlkError::Full);
         }
-        let flags = fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| BlkError::Examine(errno.into()))?;
-        let flags = OFlag::from_bits_retain(flags);
-        let mode = flags & OFlag::O_ACCMODE;
-        // O_APPEND moves every write to the end of the file, O_DIRECT fails on buffers that are not aligned.
-        let unfit = flags.intersects(OFlag::O_APPEND | OFlag::O_DIRECT | OFlag::O_PATH);
-        if unfit || !(mode == OFlag::O_RDWR || mode == OFlag::O_RDONLY && read_only) {
-            return Err(BlkError::Mode(flags));
-        }
-        let bytes = size(&mut file)?;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(BlkError::Size(bytes));
-        }
+        let sectors = sectors(&mut file, read_only)?;
         let start = self.capacity().checked_next_multiple_of(ALIGNMENT);
-        let extent = Extent { start: start.ok_or(BlkError::Full)?, sectors: bytes / SECTOR };
+        let extent = Extent { start: start.ok_or(BlkError::Full)?, sectors };
         self.end = extent.start.checked_add(extent.sectors).ok_or(BlkError::Full)?;
         self.list.push(Backing { extent, file, read_only, dirty: false });
         Ok(extent)
     }
 
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.list.len()
+    /// Gives the missing extent that begins at sector `start` its file.
+    pub(super) fn fill(&mut self, mut file: File, start: u64, read_only: bool) -> Result<(), BlkError> {
+        let saved = *self.missing.get(&start).ok_or(BlkError::NotMissing(start))?;
+        let given = SavedExtent { sectors: sectors(&mut file, read_only)?, read_only };
+        if given != saved {
+            return Err(BlkError::Other { start, saved, given });
+        }
+        self.missing.remove(&start);
+        let extent = Extent { start, sectors: given.sectors };
+        // What the original had not flushed may have gone to this file without being durable there.
+        let backing = Backing { extent, file, read_only, dirty: !read_only };
+        let index = self.list.partition_point(|backing| backing.extent.start < start);
+        self.list.insert(index, backing);
+        Ok(())
+    }
+
+    /// How many wait for their file.
+    pub(super) fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// What a snapshot holds of them.
+    pub(super) fn save(&self) -> DiskState {
+        let saved = self.list.iter().map(|backing| {
+            let Backing { extent, read_only, .. } = *backing;
+            (extent.start, SavedExtent { sectors: extent.sectors, read_only })
+        });
+        let missing = self.missing.iter().map(|(start, saved)| (*start, *saved));
+        DiskState { extents: saved.chain(missing).collect(), end: self.end }
+    }
+
+    /// Makes an empty disk what was saved, with all files missing.
+    pub(super) fn restore(&mut self, state: &DiskState) -> Result<(), PersistError> {
+        let impossible = |what| Err(PersistError::Impossible(what));
+        if state.extents.len() > MAX_EXTENTS {
+            return impossible("it has more extents than a disk can have");
+        }
+        let mut end = ALIGNMENT;
+        for (start, saved) in &state.extents {
+            if *start < end || !start.is_multiple_of(ALIGNMENT) || saved.sectors == 0 {
+                return impossible("its extents are not where a disk has them");
+            }
+            end = start.saturating_add(saved.sectors);
+        }
+        // All offsets are in bytes that a file can have.
+        let bytes = state.end.max(end).checked_mul(SECTOR).and_then(|bytes| i64::try_from(bytes).ok());
+        if bytes.is_none() || !state.extents.is_empty() && state.end < end {
+            return impossible("it ends where no disk does");
+        }
+        self.missing.clone_from(&state.extents);
+        self.end = state.end;
+        Ok(())
     }
 
     /// The size of the disk in sectors. Never 0, not even without extents: Linux announces no growth of an empty disk
@@ -233,6 +312,23 @@ impl Backing {
         }
         Ok(())
     }
+}
+
+/// The size of an extent's file, if it was opened in a way that can serve the guest.
+fn sectors(file: &mut File, read_only: bool) -> Result<u64, BlkError> {
+    let flags = fcntl(&*file, FcntlArg::F_GETFL).map_err(|errno| BlkError::Examine(errno.into()))?;
+    let flags = OFlag::from_bits_retain(flags);
+    let mode = flags & OFlag::O_ACCMODE;
+    // O_APPEND moves every write to the end of the file, O_DIRECT fails on buffers that are not aligned.
+    let unfit = flags.intersects(OFlag::O_APPEND | OFlag::O_DIRECT | OFlag::O_PATH);
+    if unfit || !(mode == OFlag::O_RDWR || mode == OFlag::O_RDONLY && read_only) {
+        return Err(BlkError::Mode(flags));
+    }
+    let bytes = size(file)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(BlkError::Size(bytes));
+    }
+    Ok(bytes / SECTOR)
 }
 
 /// The size of a regular file or block device in bytes.

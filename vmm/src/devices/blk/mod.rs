@@ -12,4 +12,5 @@ mod tests;
 mod vectored;
 
 pub use device::ImageDisk;
-pub use extents::{BlkError, Extent, RemovedExtent};
+pub(crate) use extents::DiskState;
+pub use extents::{BlkError, Extent, RemovedExtent, SavedExtent};

@@ -1,22 +1,19 @@
-//! The image disk in a snapshot: without extents, whose files are the host's.
+//! The image disk in a snapshot: where its extents are. Their files are the host's, and a copy is given its own.
 #![forbid(unsafe_code)]
 
 use super::ImageDisk;
+use super::extents::DiskState;
 use crate::persist::{Persist, PersistError};
 
 impl Persist for ImageDisk {
-    type State = ();
+    type State = DiskState;
 
-    fn save(&self) -> Result<(), PersistError> {
-        match self.extents.count() {
-            0 => Ok(()),
-            extents => Err(PersistError::Bound(format!(
-                "it has {extents} extents, and a snapshot holds no files: save the VM before it gets any"
-            ))),
-        }
+    fn save(&self) -> Result<DiskState, PersistError> {
+        Ok(self.extents.save())
     }
 
-    fn restore(&mut self, (): &()) -> Result<(), PersistError> {
-        Ok(())
+    /// Requests for sectors of an extent fail until it has its file.
+    fn restore(&mut self, state: &DiskState) -> Result<(), PersistError> {
+        self.extents.restore(state)
     }
 }

@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use super::hostile::{self, contents, file};
 use super::{BlkError, Extent, ImageDisk};
 use crate::api::Rate;
-use crate::persist::Persist;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mock::{FEATURES, MockDriver, NEXT, WRITE, descriptor};
 
@@ -475,13 +474,4 @@ proptest! {
         prop_assert!(driver.canaries_live());
         prop_assert_eq!(contents(&image), model);
     }
-}
-
-#[test]
-fn a_disk_with_extents_is_not_saved() {
-    let mut disk = ImageDisk::new(Rate::default()).unwrap();
-    assert_eq!(disk.save(), Ok(()));
-    disk.add_extent(file(&[0; 512]), true).unwrap();
-    let error = disk.save().unwrap_err().to_string();
-    assert!(error.contains("it has 1 extents"), "{error}");
 }

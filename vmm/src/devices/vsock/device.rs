@@ -92,6 +92,15 @@ impl Vsock {
         }
     }
 
+    pub(super) fn next_host_port(&self) -> u32 {
+        self.muxer.next_host_port()
+    }
+
+    /// Fails for a port that is none of the host's.
+    pub(super) fn set_next_host_port(&mut self, port: u32) -> bool {
+        self.muxer.set_next_host_port(port)
+    }
+
     /// Whether the muxer's books are in order and within their bounds.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn check(&self) {

@@ -11,7 +11,7 @@ mod handshake;
 pub mod hostile;
 mod muxer;
 mod packet;
-mod persist;
+pub(crate) mod persist;
 mod socket;
 #[cfg(test)]
 mod tests;

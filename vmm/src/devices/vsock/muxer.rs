@@ -322,6 +322,19 @@ impl Muxer {
         self.settle(id);
     }
 
+    /// Where [`Self::free_ports`] looks first.
+    pub(crate) fn next_host_port(&self) -> u32 {
+        self.next_host_port
+    }
+
+    /// Has it look there. Fails for a port that is none of the host's.
+    pub(crate) fn set_next_host_port(&mut self, port: u32) -> bool {
+        if port >= FIRST_HOST_PORT {
+            self.next_host_port = port;
+        }
+        port >= FIRST_HOST_PORT
+    }
+
     /// A host port that no connection to this guest port has.
     fn free_ports(&mut self, guest: u32) -> Option<Ports> {
         // One more than there can be connections.

@@ -53,7 +53,7 @@ pub(crate) static STARTS: Metric<1> = metric(
     Counter,
     "monohull_pod_starts_total",
     &["result"],
-    "Starts of pods since the host's: forked from a template, booted, booted after a failed fork, failed.",
+    "Starts of pods since the host's: forked from a template, booted, booted after a failed fork, failed, copied from a snapshot of another pod.",
 );
 pub(crate) static START_STEP: Metric<1> = metric(
     Histogram,

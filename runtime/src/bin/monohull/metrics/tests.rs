@@ -28,6 +28,7 @@ pub(crate) fn pod(id: &str) -> PodState {
         owner: dead,
         vmm: Some(dead),
         template: None,
+        snapshot: None,
         fs_server: None,
         containers: Vec::new(),
         created_at: 1,
@@ -71,7 +72,7 @@ fn usage() -> Usage {
 fn counts() -> Counts {
     let dir = tempfile::tempdir().unwrap();
     let page: Vec<u8> = (0..512_u64).flat_map(u64::to_ne_bytes).collect();
-    std::fs::write(dir.path().join("tally-1"), page).unwrap();
+    std::fs::write(dir.path().join("tally-2"), page).unwrap();
     Tally::new(dir.path()).read().unwrap()
 }
 

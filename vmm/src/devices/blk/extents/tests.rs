@@ -4,6 +4,54 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
 
+fn file(sectors: u64) -> File {
+    let file = File::from(memfd_create("extent", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(sectors * SECTOR).unwrap();
+    file
+}
+
+fn saved(sectors: u64) -> SavedExtent {
+    SavedExtent { sectors, read_only: true }
+}
+
+#[test]
+fn what_was_saved_comes_back_with_its_gaps_and_its_end() {
+    let mut extents = Extents::default();
+    for sectors in [3, 5, 7] {
+        extents.add(file(sectors), true).unwrap();
+    }
+    extents.remove(2 * ALIGNMENT).unwrap();
+    let state = extents.save();
+
+    let mut copy = Extents::default();
+    copy.restore(&state).unwrap();
+    assert_eq!((copy.save(), copy.missing(), copy.capacity()), (state, 2, extents.capacity()));
+    assert!(copy.locate(Range { start: ALIGNMENT, sectors: 1 }).is_err(), "it has no file");
+    copy.fill(file(7), 3 * ALIGNMENT, true).unwrap();
+    copy.fill(file(3), ALIGNMENT, true).unwrap();
+    assert!(copy.locate(Range { start: ALIGNMENT, sectors: 3 }).is_ok());
+    assert!(copy.locate(Range { start: 2 * ALIGNMENT, sectors: 1 }).is_err());
+    assert_eq!(copy.add(file(1), true).unwrap().start, 4 * ALIGNMENT);
+}
+
+#[test]
+fn a_disk_that_cannot_have_been_saved_is_refused() {
+    let good = [(ALIGNMENT, saved(1)), (2 * ALIGNMENT, saved(1))];
+    let restore = |extents: &[(u64, SavedExtent)], end| {
+        let state = DiskState { extents: extents.iter().copied().collect(), end };
+        Extents::default().restore(&state).is_ok()
+    };
+    assert!(restore(&good, 2 * ALIGNMENT + 1) && restore(&good, 9 * ALIGNMENT) && restore(&[], 0));
+    assert!(!restore(&good, 2 * ALIGNMENT), "it ends within an extent");
+    assert!(!restore(&[(0, saved(1))], ALIGNMENT), "where a partition table would be");
+    assert!(!restore(&[(ALIGNMENT + 1, saved(1))], 9 * ALIGNMENT));
+    assert!(!restore(&[(ALIGNMENT, saved(0))], 9 * ALIGNMENT));
+    assert!(!restore(&[(ALIGNMENT, saved(ALIGNMENT + 1)), good[1]], 9 * ALIGNMENT), "they overlap");
+    assert!(!restore(&[(ALIGNMENT, saved(u64::MAX))], u64::MAX) && !restore(&[], u64::MAX));
+    let many: Vec<_> = (1..=256).map(|number| (number * ALIGNMENT, saved(1))).collect();
+    assert!(!restore(&many, 999 * ALIGNMENT) && restore(&many[..255], 999 * ALIGNMENT));
+}
+
 /// Lengths in sectors: the least, one that ends where the next begins, and one that goes just beyond that.
 const LENGTHS: [u64; 3] = [1, ALIGNMENT, ALIGNMENT + 1];
 /// Whether an extent is read-only, by its number.
@@ -36,8 +84,7 @@ fn inode(file: &File) -> u64 {
 
 impl Model {
     fn add(&mut self, sectors: u64, read_only: bool) {
-        let file = File::from(memfd_create("extent", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(sectors * SECTOR).unwrap();
+        let file = file(sectors);
         let inode = inode(&file);
         let extent = self.extents.add(file, read_only).unwrap();
         assert_eq!(extent.sectors, sectors);

@@ -148,6 +148,18 @@ fn transport_reset_closes_connections_and_tells_the_guest() {
 }
 
 #[test]
+fn a_copys_connections_come_from_other_ports_than_its_originals() {
+    use crate::persist::Persist;
+    let original = Guest::new();
+    assert!(original.driver.device().set_next_host_port((1 << 30) + 7));
+    let state = original.driver.device().save().unwrap();
+    let copy = Guest::new();
+    copy.driver.device().restore(&state).unwrap();
+    assert_eq!(copy.driver.device().next_host_port(), (1 << 30) + 7);
+    assert!(!copy.driver.device().set_next_host_port(1024), "that is the guest's");
+}
+
+#[test]
 fn a_guest_gets_no_packets_until_it_is_done_with_a_reset() {
     let mut guest = Guest::new();
     // As Linux does: several buffers wait for events.
