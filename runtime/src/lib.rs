@@ -14,6 +14,7 @@ mod forward;
 pub mod image;
 pub mod install;
 pub mod kubernetes;
+pub mod log;
 pub mod migrate;
 mod mirror;
 pub mod network;

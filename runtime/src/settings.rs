@@ -46,6 +46,37 @@ pub struct Settings {
     pub templates: Templates,
     /// What becomes of a container whose spec asks for the host's network, processes or IPC.
     pub host_namespaces: HostNamespaces,
+    /// What is logged of pods: "error", "warn", "info" or "debug". An engine that asks its shims for debug messages gets them.
+    pub log_level: LogLevel,
+    /// How: "text" (logfmt, as containerd's own lines are by default) or "json".
+    pub log_format: LogFormat,
+}
+
+/// The least important messages that are logged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum LogLevel {
+    /// What has ended a pod or lost something of it.
+    Error,
+    /// What should not be so.
+    Warn,
+    /// What happens to a pod.
+    #[default]
+    Info,
+    /// What only developers want to know.
+    Debug,
+}
+
+/// How messages are written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// logfmt.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
 }
 
 /// What a pod's VM is forked from.
@@ -91,6 +122,8 @@ impl Default for Settings {
             network_frames_per_second: 0,
             templates: Templates::Node,
             host_namespaces: HostNamespaces::Refuse,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
         }
     }
 }

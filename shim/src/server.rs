@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monohull_runtime::cgroup::Entered;
+use monohull_runtime::log::Log;
 use monohull_runtime::pod::Pod;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -27,7 +28,6 @@ use crate::bundle;
 use crate::connections::Connections;
 use crate::error::chain;
 use crate::events::Publisher;
-use crate::log;
 use crate::namespaces::{self, Outside};
 use crate::pod::{PodInfo, PodTasks};
 use crate::{rights, sandbox, task};
@@ -68,7 +68,8 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
     let starter = take_starter()?;
     // In a session of its own no terminal's signal reaches it. It fails for a session leader, which has that already.
     let _ = setsid();
-    log::init(Path::new("log"), &args.id, args.debug);
+    let log = Log::of_shim(Path::new("log"), &args.id, args.debug);
+    log.install();
 
     // An error here is the answer to Create, where the engine shows it.
     let (outside, cgroup) = match enter_pod(&args.id) {
@@ -84,6 +85,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         pid: std::process::id(),
         outside,
         timeline,
+        log,
     };
     let left = runtime::Builder::new_current_thread()
         .enable_all()

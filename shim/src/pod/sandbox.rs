@@ -83,6 +83,7 @@ impl<G: Guest> PodTasks<G> {
     async fn make_sandbox(self: &Arc<Self>, request: &CreateSandboxRequest) -> Result<Sandbox, TaskError> {
         self.outside()?;
         let settings = Settings::load().map_err(crate::options::OptionsError::from)?;
+        self.info.log.keep(&settings, &self.info.namespace);
         let config = sandbox_config::read(&request.options)?;
         sandbox_config::check(&config, settings.host_namespaces)?;
         if !request.netns_path.is_empty() {

@@ -305,6 +305,7 @@ impl Fixture {
             pid: SHIM_PID,
             outside: Ok(None),
             timeline: Timeline::new(),
+            log: Log::unread("p1"),
         };
         let pod = Arc::new(PodTasks::new(info, publisher));
         let socket = dir.path().join("task");

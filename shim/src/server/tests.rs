@@ -22,6 +22,7 @@ fn the_request_that_ends_the_shim_is_answered_on_a_connection_that_its_client_cl
         pid: std::process::id(),
         outside: Ok(None),
         timeline: Timeline::new(),
+        log: Log::unread("p1"),
     };
     // The process ends with its event loop.
     let shim =

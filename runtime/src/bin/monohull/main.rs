@@ -1,9 +1,11 @@
 //! `monohull`: containers in microVMs from the command line, and tools to look at running pods.
 
 mod check;
+mod debug;
 mod failure;
 mod generated;
 mod install;
+mod logs;
 mod metrics;
 mod migrate;
 mod prepare;
@@ -46,6 +48,8 @@ enum Command {
     Ps(ps::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
+    Logs(logs::Arguments),
+    Debug(debug::Arguments),
     Metrics(metrics::Arguments),
     Template(template::Arguments),
     Install(Box<install::Arguments>),
@@ -76,6 +80,8 @@ fn main() -> ExitCode {
         Command::Top(arguments) => top::top(&arguments),
         Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
+        Command::Logs(arguments) => logs::logs(&arguments),
+        Command::Debug(arguments) => debug::debug(&arguments),
         Command::Template(arguments) => template::template(&arguments),
         Command::Install(arguments) => install::install(&arguments),
         Command::Uninstall(arguments) => install::uninstall(&arguments),

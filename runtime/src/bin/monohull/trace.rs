@@ -67,7 +67,11 @@ pub(crate) fn trace(arguments: &Arguments) -> Result<u8, Failure> {
 }
 
 /// The pod with that id, or else the only one whose id begins so.
-fn find<'a>(pods: &'a [PodState], id: &str, namespace: Option<&str>) -> Result<&'a PodState, Failure> {
+pub(crate) fn find<'a>(
+    pods: &'a [PodState],
+    id: &str,
+    namespace: Option<&str>,
+) -> Result<&'a PodState, Failure> {
     let here = || pods.iter().filter(|pod| namespace.is_none_or(|namespace| namespace == pod.namespace));
     let mut found: Vec<_> = here().filter(|pod| pod.id == id).collect();
     if found.is_empty() {
