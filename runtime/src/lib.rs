@@ -27,6 +27,7 @@ pub mod settings;
 pub mod share;
 pub mod size;
 mod sockets;
+pub mod spans;
 pub mod spec;
 pub mod state;
 mod state_file;

@@ -24,7 +24,7 @@ use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::settings::{LogFormat, LogLevel, Settings};
 use kept::Keeper;
-pub use kept::{Follower, KeptLog, list};
+pub use kept::{Follower, KeptLog, list, remove_all};
 use line::Line;
 pub use line::{Part, quoted};
 pub(crate) use words::{Words, say};

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use monohull_vmm::api::{Rate, Rates};
 use serde::{Deserialize, Serialize};
 
+use crate::spans::Collector;
+
 /// Where the configuration is read from when `MONOHULL_CONFIG` names no other file. It need not exist.
 pub const PATH: &str = "/etc/monohull/config.toml";
 
@@ -50,6 +52,9 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// How: "text" (logfmt, as containerd's own lines are by default) or "json".
     pub log_format: LogFormat,
+    /// Where a span of each step of a pod's start is sent (OTLP by HTTP, JSON): "http://ADDRESS:PORT/PATH" or "unix:PATH"; nowhere by
+    /// default.
+    pub traces: Collector,
 }
 
 /// The least important messages that are logged.
@@ -124,6 +129,7 @@ impl Default for Settings {
             host_namespaces: HostNamespaces::Refuse,
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
+            traces: Collector::None,
         }
     }
 }

@@ -24,6 +24,7 @@ use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
+use monohull_runtime::spans::Spans;
 use monohull_runtime::spec;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
@@ -66,6 +67,8 @@ pub(crate) struct PodInfo {
     pub(crate) timeline: Timeline,
     /// What is said of the pod. It is kept once the settings tell where.
     pub(crate) log: Log,
+    /// The spans of its start.
+    pub(crate) spans: Spans,
 }
 
 /// The pod of this shim.
@@ -200,6 +203,7 @@ impl<G: Guest> PodTasks<G> {
             Err(error) => {
                 self.containers().remove(&request.id);
                 tracing::warn!(container = request.id, error = chain(&error), "container is not created");
+                self.info.spans.send(&self.info.timeline, Some(&chain(&error)));
                 return Err(error);
             }
         };
@@ -296,6 +300,7 @@ impl<G: Guest> PodTasks<G> {
             return Err(TaskError::Precondition(format!("pod {} has ended", self.info.id)));
         }
         self.info.log.keep(&settings, &self.info.namespace);
+        self.info.spans.follow(&settings);
         link_state(&settings, &self.info, &origin.bundle);
         let demand = Demand::of_pod(&origin.spec).map_err(PodError::from)?;
         let mut config = pod_config(settings, demand, &self.info, &origin.spec);

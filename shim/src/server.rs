@@ -12,6 +12,7 @@ use std::time::Duration;
 use monohull_runtime::cgroup::Entered;
 use monohull_runtime::log::Log;
 use monohull_runtime::pod::Pod;
+use monohull_runtime::spans::Spans;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
@@ -79,6 +80,8 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
             (Err(error), None)
         }
     };
+    let network = outside.as_ref().ok().and_then(Option::as_ref).map(Outside::network);
+    let spans = Spans::new(&args.id, &args.namespace, network);
     let info = PodInfo {
         id: args.id.clone(),
         namespace: args.namespace.clone(),
@@ -86,6 +89,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         outside,
         timeline,
         log,
+        spans,
     };
     let left = runtime::Builder::new_current_thread()
         .enable_all()

@@ -20,6 +20,7 @@ mod cli;
 mod containers;
 mod control;
 mod cri;
+mod debug;
 mod failures;
 mod fork;
 mod leaks;
@@ -56,7 +57,7 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 9] = [
+const WITH_CTR: [&[Case]; 10] = [
     pods::CTR_CASES,
     network::CASES,
     resources::CASES,
@@ -66,6 +67,7 @@ const WITH_CTR: [&[Case]; 9] = [
     budget::CASES,
     security::CASES,
     metrics::CASES,
+    debug::CASES,
 ];
 const WITH_NERDCTL: [&[Case]; 5] =
     [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES, metrics::CRI_CASES];

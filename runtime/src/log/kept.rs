@@ -117,6 +117,14 @@ fn forget(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes all logs, for good. No pod may run.
+pub fn remove_all(state_dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(state_dir.join(DIR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// The log of a pod that runs or has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptLog {

@@ -154,6 +154,9 @@ fn the_logs_of_ended_pods_are_bounded_in_number_and_living_pods_keep_theirs() {
     assert!(logs.iter().any(|log| log.pod == "living"));
     assert!(logs.iter().any(|log| log.pod == format!("p{}", kept::ENDED + 19)), "the latest");
     assert!(!logs.iter().any(|log| log.pod == "p0"), "not the oldest");
+    remove_all(dir.path()).unwrap();
+    assert_eq!(list(dir.path()).unwrap(), []);
+    remove_all(dir.path()).unwrap();
 }
 
 #[test]

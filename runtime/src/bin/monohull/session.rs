@@ -1,10 +1,12 @@
 //! One container from its pod's start to its end: streams, signals, terminal, exit code.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use monohull_runtime::pod::{ContainerConfig, Pod, PodConfig, PodError};
 use monohull_runtime::process::{Exit, Process};
+use monohull_runtime::spans::Spans;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -31,15 +33,27 @@ pub(crate) struct Session {
 }
 
 /// Runs the container and returns its process's exit code. Leaves nothing behind.
-pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, Failure> {
+///
+/// `network` is the host's network namespace, where spans of the start are sent to.
+pub(crate) async fn run(
+    session: Session,
+    network: Option<Arc<OwnedFd>>,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let Session { pod, container, scratch } = session;
     let terminal = container.stdio.terminal;
+    let (spans, timeline) = (Spans::new(&pod.id, &pod.namespace, network), pod.timeline.clone());
+    spans.follow(&pod.settings);
     // A signal drops the pod on its way, and that kills its VM.
     let (pod, process) = tokio::select! {
-        started = Pod::start_with(pod, container) => started.map_err(|e| start_failure(&e))?,
+        started = Pod::start_with(pod, container) => started.map_err(|e| {
+            let failure = start_failure(&e);
+            spans.send(&timeline, Some(&failure.message));
+            failure
+        })?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
-    let ended = attend(&process, terminal, signals).await;
+    let ended = attend(&process, terminal, || spans.send(&timeline, None), signals).await;
     let reason = pod.ended().now_or_never();
     let shutdown = pod.shutdown().await;
     drop(pod);
@@ -55,8 +69,13 @@ pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, F
     Ok(code)
 }
 
-/// Starts the process and stays with it to its end.
-async fn attend(process: &Process, terminal: bool, signals: &mut Signals) -> Result<u8, Failure> {
+/// Starts the process, calls `started`, and stays with it to its end.
+async fn attend(
+    process: &Process,
+    terminal: bool,
+    started: impl FnOnce(),
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let streams = process.take_streams();
     let raw = match streams::on_terminal() {
         (true, _) if terminal => Some(
@@ -66,6 +85,7 @@ async fn attend(process: &Process, terminal: bool, signals: &mut Signals) -> Res
         _ => None,
     };
     process.start().await.map_err(|e| start_failure(&e))?;
+    started();
     let input = streams.stdin.map(|stream| tokio::spawn(streams::feed(tokio::io::stdin(), stream)));
     let mut outputs = JoinSet::new();
     if let Some(stream) = streams.stdout {
