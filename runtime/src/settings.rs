@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use monohull_vmm::api::{Rate, Rates};
 use serde::{Deserialize, Serialize};
 
+use crate::spans::Collector;
+
 /// Where the configuration is read from when `MONOHULL_CONFIG` names no other file. It need not exist.
 pub const PATH: &str = "/etc/monohull/config.toml";
 
@@ -46,6 +48,40 @@ pub struct Settings {
     pub templates: Templates,
     /// What becomes of a container whose spec asks for the host's network, processes or IPC.
     pub host_namespaces: HostNamespaces,
+    /// What is logged of pods: "error", "warn", "info" or "debug". An engine that asks its shims for debug messages gets them.
+    pub log_level: LogLevel,
+    /// How: "text" (logfmt, as containerd's own lines are by default) or "json".
+    pub log_format: LogFormat,
+    /// Where a span of each step of a pod's start is sent (OTLP by HTTP, JSON): "http://ADDRESS:PORT/PATH" or "unix:PATH"; nowhere by
+    /// default.
+    pub traces: Collector,
+}
+
+/// The least important messages that are logged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum LogLevel {
+    /// What has ended a pod or lost something of it.
+    Error,
+    /// What should not be so.
+    Warn,
+    /// What happens to a pod.
+    #[default]
+    Info,
+    /// What only developers want to know.
+    Debug,
+}
+
+/// How messages are written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// logfmt.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
 }
 
 /// What a pod's VM is forked from.
@@ -91,6 +127,9 @@ impl Default for Settings {
             network_frames_per_second: 0,
             templates: Templates::Node,
             host_namespaces: HostNamespaces::Refuse,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
+            traces: Collector::None,
         }
     }
 }

@@ -21,6 +21,7 @@ use monohull_vmm::api::ExitReason;
 use tokio::io::Interest;
 use tokio::sync::oneshot;
 
+use crate::log::{Part, Words};
 use crate::rootfs::HostTree;
 use crate::state::ProcessId;
 use crate::sys;
@@ -102,12 +103,14 @@ impl Share {
         fs::create_dir(&tree).map_err(ShareError::set_up("make their directory"))?;
         let (ours, theirs) = protocol::channel().map_err(ShareError::set_up("make the server's socket"))?;
         let memory = protocol::memory().map_err(ShareError::set_up("make the server's memory"))?;
+        let (words, stderr) = Words::new(Part::Fs).map_err(ShareError::set_up("make the server's pipe"))?;
         let their_memory = memory.try_clone().map_err(ShareError::set_up("share the server's memory"))?;
         let (commands, receiver) = mpsc::channel();
         let (started, start) = oneshot::channel();
         let program = program.to_owned();
         // A thread of its own: making the tree changes its namespaces for good.
-        let run = move || match Tree::start(tree, host_mounts, &program, theirs, their_memory) {
+        let stdio = tree::Stdio { channel: theirs, memory: their_memory, stderr };
+        let run = move || match Tree::start(tree, host_mounts, &program, stdio) {
             Ok((tree, child)) => {
                 if started.send(Ok(child)).is_ok() {
                     serve(tree, &receiver);
@@ -119,7 +122,7 @@ impl Share {
         thread.map_err(ShareError::set_up("start a thread"))?;
         let ended = || ShareError::SetUp("start the thread", io::ErrorKind::BrokenPipe.into());
         let child = start.await.map_err(|_| ended())??;
-        let server = watch(child, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
+        let server = watch(child, words, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
         vm.attach_fs(ours, memory).await?;
         Ok(Self { commands, server })
     }
@@ -201,13 +204,16 @@ fn serve(mut tree: Tree, commands: &mpsc::Receiver<Command>) {
 }
 
 /// Sees to it that the VM ends when the server does.
-fn watch(mut child: Child, vm: VmWatch) -> io::Result<ProcessId> {
+fn watch(mut child: Child, mut words: Words, vm: VmWatch) -> io::Result<ProcessId> {
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let id = ProcessId::of(pid)?;
     let pidfd = sys::watch(sys::pidfd_open(pid)?, Interest::READABLE)?;
     tokio::spawn(async move {
         // Readable when the process has ended: then waiting for it does not wait.
-        let _ = pidfd.readable().await;
+        tokio::select! {
+            _ = pidfd.readable() => words.drain(),
+            () = words.listen() => drop(pidfd.readable().await),
+        }
         let status = child.wait();
         // It ends in good order when the VMM closes the socket, which is the VM's own end.
         if let Some(how) = failure(&status) {

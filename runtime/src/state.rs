@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::KubernetesPod;
+use crate::log;
 use crate::sys;
 use crate::tally::Tally;
 use crate::timeline::Mark;
@@ -264,6 +265,9 @@ pub fn cleanup(dir: &Path) -> Result<(), StateError> {
     // the fs server when the VMM does.
     if let Ok(state) = PodState::read(dir) {
         Tally::of_pod(dir).owner_died();
+        if let Some(state_dir) = dir.parent().and_then(Path::parent) {
+            log::note_death(state_dir, &state.namespace, &state.id);
+        }
         for process in [state.vmm, state.fs_server].into_iter().flatten() {
             process.kill().map_err(StateError::io("kill the processes of", dir))?;
         }

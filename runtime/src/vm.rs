@@ -18,6 +18,7 @@ use monohull_vmm::client::{SpawnError, Vmm};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::log::{Part, Words};
 use crate::settings::Settings;
 use crate::sockets::Sockets;
 use crate::tally::Tally;
@@ -180,7 +181,8 @@ impl Vm {
         tally: Option<Tally>,
     ) -> Result<(Self, oneshot::Receiver<UnixStream>), VmError> {
         let fds: Vec<_> = files.0.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let process = Vmm::spawn(vmm, config, &fds).map_err(VmError::Spawn)?;
+        let (words, stderr) = Words::new(Part::Vmm).map_err(VmError::Watch)?;
+        let process = Vmm::spawn(vmm, config, &fds, stderr.into()).map_err(VmError::Spawn)?;
         timeline.mark("vmm started");
         let pid = i32::try_from(process.pid()).map_err(|e| VmError::Watch(io::Error::other(e)))?;
         let (commands, command_receiver) = mpsc::unbounded_channel();
@@ -189,7 +191,7 @@ impl Vm {
         let (memory, taken) = watch::channel(0);
         let (reports, reported) = watch::channel(false);
         let expected = owner::Expected::new(agent, sockets, memory, reports, timeline);
-        let owner = Owner::new(process, command_receiver, ended_sender, expected, tally);
+        let owner = Owner::new((process, words), command_receiver, ended_sender, expected, tally);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
         let watch = VmWatch { ended, commands: commands.downgrade() };
         Ok((Self { commands, watch, given: AtomicU32::new(0), taken, reported, pid }, ready))

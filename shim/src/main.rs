@@ -18,7 +18,6 @@ mod guest;
 mod hooks;
 mod info;
 mod io;
-mod log;
 mod logger;
 mod namespaces;
 mod options;

@@ -143,6 +143,7 @@ pub(crate) fn join_network(path: &Path) -> Result<(), NamespaceError> {
 #[derive(Debug)]
 pub(crate) struct Outside {
     mount: Arc<OwnedFd>,
+    network: Arc<OwnedFd>,
     starter: Starter,
 }
 
@@ -150,7 +151,13 @@ impl Outside {
     /// The namespaces that the process is in now, with the rights that it has.
     pub(crate) fn open() -> io::Result<Self> {
         let mount = OwnedFd::from(File::open("/proc/self/ns/mnt")?);
-        Ok(Self { mount: mount.into(), starter: Starter::new()? })
+        let network = OwnedFd::from(File::open("/proc/self/ns/net")?);
+        Ok(Self { mount: mount.into(), network: network.into(), starter: Starter::new()? })
+    }
+
+    /// Its network.
+    pub(crate) fn network(&self) -> Arc<OwnedFd> {
+        self.network.clone()
     }
 
     /// Its mounts.

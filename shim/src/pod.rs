@@ -19,10 +19,12 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
 use containerd_shim_protos::topics;
 use monohull_runtime::cgroup::Entered;
 use monohull_runtime::kubernetes::KubernetesPod;
+use monohull_runtime::log::Log;
 use monohull_runtime::pod::{ContainerConfig, PodConfig, PodError};
 use monohull_runtime::rootfs::{Mount, Rootfs};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
+use monohull_runtime::spans::Spans;
 use monohull_runtime::spec;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
@@ -63,6 +65,10 @@ pub(crate) struct PodInfo {
     pub(crate) outside: Result<Option<Outside>, String>,
     /// When the steps of the start happened.
     pub(crate) timeline: Timeline,
+    /// What is said of the pod. It is kept once the settings tell where.
+    pub(crate) log: Log,
+    /// The spans of its start.
+    pub(crate) spans: Spans,
 }
 
 /// The pod of this shim.
@@ -197,6 +203,7 @@ impl<G: Guest> PodTasks<G> {
             Err(error) => {
                 self.containers().remove(&request.id);
                 tracing::warn!(container = request.id, error = chain(&error), "container is not created");
+                self.info.spans.send(&self.info.timeline, Some(&chain(&error)));
                 return Err(error);
             }
         };
@@ -292,6 +299,8 @@ impl<G: Guest> PodTasks<G> {
         if !matches!(*self.vm_slot(), Vm::Absent) {
             return Err(TaskError::Precondition(format!("pod {} has ended", self.info.id)));
         }
+        self.info.log.keep(&settings, &self.info.namespace);
+        self.info.spans.follow(&settings);
         link_state(&settings, &self.info, &origin.bundle);
         let demand = Demand::of_pod(&origin.spec).map_err(PodError::from)?;
         let mut config = pod_config(settings, demand, &self.info, &origin.spec);

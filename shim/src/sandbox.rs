@@ -23,7 +23,7 @@ use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::guest::Guest;
 use crate::pod::PodTasks;
-use crate::task::run;
+use crate::task::{note_trace, run};
 
 /// The names of the CRI for a sandbox's two states.
 const READY: &str = "SANDBOX_READY";
@@ -44,9 +44,10 @@ struct SandboxService<G: Guest> {
 impl<G: Guest> Sandbox for SandboxService<G> {
     async fn create_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
+        note_trace(context, &self.pod.info);
         run(self.pod.clone().create_sandbox(request)).await?;
         Ok(CreateSandboxResponse::default())
     }

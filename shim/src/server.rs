@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monohull_runtime::cgroup::Entered;
+use monohull_runtime::log::Log;
 use monohull_runtime::pod::Pod;
+use monohull_runtime::spans::Spans;
 use monohull_runtime::timeline::Timeline;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
@@ -27,7 +29,6 @@ use crate::bundle;
 use crate::connections::Connections;
 use crate::error::chain;
 use crate::events::Publisher;
-use crate::log;
 use crate::namespaces::{self, Outside};
 use crate::pod::{PodInfo, PodTasks};
 use crate::{rights, sandbox, task};
@@ -68,7 +69,8 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
     let starter = take_starter()?;
     // In a session of its own no terminal's signal reaches it. It fails for a session leader, which has that already.
     let _ = setsid();
-    log::init(Path::new("log"), &args.id, args.debug);
+    let log = Log::of_shim(Path::new("log"), &args.id, args.debug);
+    log.install();
 
     // An error here is the answer to Create, where the engine shows it.
     let (outside, cgroup) = match enter_pod(&args.id) {
@@ -78,12 +80,16 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
             (Err(error), None)
         }
     };
+    let network = outside.as_ref().ok().and_then(Option::as_ref).map(Outside::network);
+    let spans = Spans::new(&args.id, &args.namespace, network);
     let info = PodInfo {
         id: args.id.clone(),
         namespace: args.namespace.clone(),
         pid: std::process::id(),
         outside,
         timeline,
+        log,
+        spans,
     };
     let left = runtime::Builder::new_current_thread()
         .enable_all()

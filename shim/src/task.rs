@@ -25,7 +25,7 @@ use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::guest::Guest;
 use crate::io::StdioPaths;
-use crate::pod::PodTasks;
+use crate::pod::{PodInfo, PodTasks};
 
 /// The two names of the service. The messages of both versions are the same but for their package.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -51,6 +51,14 @@ struct TaskService<G: Guest> {
     socket: PathBuf,
 }
 
+/// containerd from 2.0 on says in a request's metadata which trace it is part of, if it traces (otelttrpc).
+pub(crate) fn note_trace(context: &TtrpcContext, pod: &PodInfo) {
+    let parent = context.metadata.get("traceparent").and_then(|values| values.first());
+    if let Some(parent) = parent {
+        pod.spans.part_of(parent);
+    }
+}
+
 /// Runs what changes the pod to its end: the server drops a request's future when its connection closes.
 pub(crate) async fn run<T: Send + 'static>(
     request: impl Future<Output = Result<T, TaskError>> + Send + 'static,
@@ -74,9 +82,10 @@ fn resources(resources: &Any) -> Result<oci::LinuxResources, TaskError> {
 impl<G: Guest> Task for TaskService<G> {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
+        note_trace(context, &self.pod.info);
         let pid = run(self.pod.clone().create(request)).await?;
         Ok(CreateTaskResponse { pid, ..Default::default() })
     }

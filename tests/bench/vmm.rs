@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use monohull_tests::vm::{Guest, Start};
@@ -102,7 +103,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), vsock.as_fd()];
-    let mut vmm = Vmm::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
+    let mut vmm = Vmm::spawn(Path::new(VMM), &config, &fds, Stdio::inherit()).map_err(io::Error::other)?;
     let mut reason = None;
     loop {
         poll(&mut [PollFd::new(vmm.socket(), PollFlags::POLLIN)], PollTimeout::NONE)?;

@@ -1,6 +1,7 @@
 //! `monohull run`, a container in a microVM without any daemon; and the shim without its engine.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,11 +13,13 @@ use monohull_tests::watch::Watch;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 6] = [
+    let cases: [(&str, fn()); 8] = [
         ("run_image_prints_the_containers_output_and_passes_its_exit_code", output_and_exit_code),
         ("run_rootfs_takes_a_directory", rootfs_directory),
         ("run_with_a_timeline_shows_the_steps_of_the_boot", timeline),
         ("run_leaves_nothing_behind", nothing_left),
+        ("what_a_run_has_said_is_kept_after_its_end", kept_log),
+        ("a_collector_gets_the_spans_of_a_start", spans),
         ("check_finds_this_host_fit", check),
         ("a_shim_that_no_engine_has_heard_of_ends", unheard_of),
     ];
@@ -71,6 +74,56 @@ fn nothing_left() {
     }
     let left = Census::take(none).beyond(&before);
     assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+fn kept_log() {
+    let output = monohull(&["run", "--name", "kept-log", "--image", &image(), "--", "true"]);
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    let logs = monohull(&["logs", "kept-log"]);
+    assert_eq!(logs.code(), 0, "{}", logs.stderr);
+    let text = logs.text();
+    assert!(text.lines().all(|line| line.ends_with(" part=run pod=kept-log")), "{text}");
+    assert!(text.contains("msg=\"vm ended\""), "{text}");
+    assert_eq!(monohull(&["logs", "no-such-pod"]).code(), 1);
+}
+
+fn spans() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (settings, socket) = (dir.path().join("config.toml"), dir.path().join("otlp"));
+    std::fs::write(&settings, format!("traces = \"unix:{}\"", socket.display())).expect("settings");
+    let listener = UnixListener::bind(&socket).expect("a collector");
+    let collector = std::thread::spawn(move || {
+        let mut request = BufReader::new(listener.accept().expect("a connection").0);
+        let mut length = 0;
+        let mut line = String::new();
+        while request.read_line(&mut line).is_ok_and(|count| count > 2) {
+            if let Some(number) = line.strip_prefix("Content-Length: ") {
+                length = number.trim().parse().expect("a number");
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        request.read_exact(&mut body).expect("a body");
+        request.into_inner().write_all(b"HTTP/1.1 200 OK\r\n\r\n").expect("an answer");
+        serde_json::from_slice::<serde_json::Value>(&body).expect("JSON")
+    });
+    let mut run = Command::new("monohull");
+    run.args(["run", "--image", &image(), "--", "true"]).env("MONOHULL_CONFIG", &settings);
+    let output = finish(&mut run);
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    let body = collector.join().expect("a request");
+    let spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().expect("spans");
+    let (root, steps) = spans.split_first().expect("a span");
+    assert_eq!(root["name"], "pod start");
+    let nanoseconds = |span: &serde_json::Value, name: &str| -> u64 {
+        span[name].as_str().and_then(|number| number.parse().ok()).expect("a time")
+    };
+    let duration = |span| nanoseconds(span, "endTimeUnixNano") - nanoseconds(span, "startTimeUnixNano");
+    assert_eq!(steps.iter().map(duration).sum::<u64>(), duration(root));
+    assert!(steps.iter().all(|step| step["parentSpanId"] == root["spanId"]), "{body:#}");
+    for name in ["vcpus run", "agent ready", "container started"] {
+        assert!(steps.iter().any(|step| step["name"] == name), "no {name} in {body:#}");
+    }
 }
 
 fn check() {

@@ -21,6 +21,7 @@ mod containers;
 mod control;
 mod copies;
 mod cri;
+mod debug;
 mod failures;
 mod fork;
 mod leaks;
@@ -57,7 +58,7 @@ const WITH_BOTH: [&[Case]; 10] = [
     leaks::CASES,
 ];
 /// What the engine has no part in runs with one of them.
-const WITH_CTR: [&[Case]; 9] = [
+const WITH_CTR: [&[Case]; 10] = [
     pods::CTR_CASES,
     network::CASES,
     resources::CASES,
@@ -67,6 +68,7 @@ const WITH_CTR: [&[Case]; 9] = [
     budget::CASES,
     security::CASES,
     metrics::CASES,
+    debug::CASES,
 ];
 const WITH_NERDCTL: [&[Case]; 5] =
     [network::NERDCTL_CASES, sockets::CASES, roots::NERDCTL_CASES, cri::CASES, metrics::CRI_CASES];

@@ -64,6 +64,8 @@ impl Census {
         census.files.retain(|file| Path::new(file).parent() != Some(Path::new("/run/monohull")));
         // What later pods are forked from.
         census.files.retain(|file| !Path::new(file).starts_with("/run/monohull/_templates"));
+        // What the last pods have said, a bounded number of them (`runtime/src/log/kept.rs`).
+        census.files.retain(|file| !Path::new(file).starts_with("/run/monohull/_logs"));
         cgroups_below(Path::new("/sys/fs/cgroup"), &mut census.cgroups);
         let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
         let ours = |name: &&str| name.starts_with(STATE) || name.starts_with("/run/containerd/s/");

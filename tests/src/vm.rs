@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use monohull_vmm::api::{
@@ -85,7 +86,7 @@ impl Guest {
         };
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(_, fd)| fd.as_fd()).collect();
         let (begun, begun_us) = (Instant::now(), monotonic_us()?);
-        let vmm = Vmm::spawn(Path::new(VMM), &config, &fds).map_err(io::Error::other)?;
+        let vmm = Vmm::spawn(Path::new(VMM), &config, &fds, Stdio::inherit()).map_err(io::Error::other)?;
         let mut guest = Self { vmm, _vsock: vsock, agent: None, begun, begun_us, cpus_run: Duration::ZERO };
         match guest.next()? {
             FromVmm::Event(Event::Started { marks }) => {

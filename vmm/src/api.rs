@@ -255,6 +255,11 @@ pub enum Event {
     },
     /// The guest has reported as much free memory as the last [`Action::AwaitReports`] said.
     FreeReported,
+    /// The end of the log of a guest's kernel that has panicked: lines of printable ASCII, 8 KiB at most, all the guest's words.
+    LastWords {
+        /// The lines.
+        text: String,
+    },
     /// The VM has ended. Always the last message.
     Exited {
         /// Why.

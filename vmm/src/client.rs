@@ -39,16 +39,22 @@ impl Vmm {
     /// Starts `binary` and sends it the configuration with its descriptors.
     ///
     /// The process has an empty environment, a session and process ids of its own, and no descriptor but its socket and
-    /// this process's standard error, for what a crash may have to say. It dies with the *thread* that calls this
+    /// `stderr`, for what a crash may have to say. It dies with the *thread* that calls this
     /// (`PR_SET_PDEATHSIG`), which therefore has to be one that lives as long as the pod. The caller must be root; the
     /// VMM stops to be when it has the configuration.
-    pub fn spawn(binary: &Path, config: &VmConfig, fds: &[BorrowedFd<'_>]) -> Result<Self, SpawnError> {
+    pub fn spawn(
+        binary: &Path,
+        config: &VmConfig,
+        fds: &[BorrowedFd<'_>],
+        stderr: Stdio,
+    ) -> Result<Self, SpawnError> {
         let failed = |doing: &str| {
             let doing = doing.to_owned();
             |source| SpawnError { doing, source }
         };
         let (channel, theirs) = Channel::pair().map_err(failed("make the VMM's control socket"))?;
-        let child = spawn(binary, &theirs).map_err(failed(&format!("start the VMM {}", binary.display())))?;
+        let child =
+            spawn(binary, &theirs, stderr).map_err(failed(&format!("start the VMM {}", binary.display())))?;
         let pid = child.id();
         let mut child = KillOnDrop(Some(child));
         let pidfd = pidfd_open(pid).map_err(failed("watch the VMM's process"))?;
@@ -121,7 +127,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-fn spawn(binary: &Path, socket: &Channel) -> io::Result<Child> {
+fn spawn(binary: &Path, socket: &Channel, stderr: Stdio) -> io::Result<Child> {
     // From number 3 on: if 3 was free, it is this socket's now, and otherwise it is something of ours. Either way it is
     // not the pipe on which the standard library's child reports a failed exec, which must not be overwritten below.
     let socket: RawFd = fcntl(socket, FcntlArg::F_DUPFD_CLOEXEC(CONTROL_FD))?;
@@ -129,7 +135,7 @@ fn spawn(binary: &Path, socket: &Channel) -> io::Result<Child> {
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let number = socket.as_raw_fd();
     let mut command = Command::new(binary);
-    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     // SAFETY: `prepare_child` only makes system calls, which is allowed between fork and exec of a process with threads.
     unsafe { command.pre_exec(move || prepare_child(number)) };
     with_own_process_ids(|| command.spawn())

@@ -87,6 +87,7 @@ struct Machine {
     events: EventLoop,
     memory: GuestMemory,
     handles: Handles,
+    outbox: Outbox,
 }
 
 impl Machine {
@@ -114,7 +115,7 @@ impl Machine {
         }
         // Everything else that is posted comes from the event loop, which does not run yet: this is the first message.
         outbox.post(FromVmm::Event(Event::Started { marks: marks.into_inner() }));
-        Ok(Self { guest, events, memory, handles })
+        Ok(Self { guest, events, memory, handles, outbox: outbox.clone() })
     }
 
     /// Serves until the VM ends, then stops it in order: CPUs, then what they had asked the disks for.
@@ -135,7 +136,9 @@ impl Machine {
         Some(match reason {
             // The way a panic ends too, told apart by what the guest kernel left.
             ExitReason::GuestShutdown | ExitReason::TripleFault => {
-                panic_record::read(&self.memory.memory()).unwrap_or(reason)
+                let Some(panic) = panic_record::read(&self.memory.memory()) else { return Some(reason) };
+                self.outbox.post(FromVmm::Event(Event::LastWords { text: panic.log }));
+                panic.reason
             }
             other => other,
         })

@@ -22,15 +22,35 @@ const OUT_OF_MEMORY: [&str; 2] = ["System is deadlocked on memory", "Out of memo
 /// Longest text that is passed on, in characters.
 const MAX_TEXT: usize = 200;
 
+/// Bytes of the log's end that are passed on.
+const MAX_LOG: usize = 8 << 10;
+
+/// A guest kernel's panic.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Panic {
+    /// What it means.
+    pub(crate) reason: ExitReason,
+    /// The end of the kernel's log up to there.
+    pub(crate) log: String,
+}
+
 /// Why the guest ended, if its kernel panicked.
-pub(crate) fn read(memory: &GuestMemoryMmap) -> Option<ExitReason> {
+pub(crate) fn read(memory: &GuestMemoryMmap) -> Option<Panic> {
     let records = RAMOOPS.step_by(usize::try_from(RAMOOPS_RECORD).ok()?);
-    let text = records.filter_map(|start| record(memory, start)).find_map(|record| panic_text(&record))?;
-    if OUT_OF_MEMORY.iter().any(|prefix| text.starts_with(prefix)) {
-        Some(ExitReason::GuestOutOfMemory(text))
-    } else {
-        Some(ExitReason::GuestPanic(text))
-    }
+    let (record, text) = records
+        .filter_map(|start| record(memory, start))
+        .find_map(|record| panic_text(&record).map(|text| (record, text)))?;
+    let out_of_memory = OUT_OF_MEMORY.iter().any(|prefix| text.starts_with(prefix));
+    let reason =
+        if out_of_memory { ExitReason::GuestOutOfMemory(text) } else { ExitReason::GuestPanic(text) };
+    Some(Panic { reason, log: end_of(&record) })
+}
+
+/// The last lines of a record.
+fn end_of(record: &[u8]) -> String {
+    let clean = |byte: &u8| if matches!(byte, b' '..=b'~' | b'\n') { char::from(*byte) } else { '?' };
+    let end = record.get(record.len().saturating_sub(MAX_LOG)..).unwrap_or_default();
+    end.iter().map(clean).collect()
 }
 
 /// The content of the record at `start`: the end of the kernel's log.
@@ -72,7 +92,16 @@ mod tests {
     }
 
     fn reason_of(text: &str) -> Option<ExitReason> {
-        read(&guest_with(&[(0, text.len() as u32, text.as_bytes())]))
+        read(&guest_with(&[(0, text.len() as u32, text.as_bytes())])).map(|panic| panic.reason)
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_printable_and_bounded() {
+        let log =
+            format!("{}\x1b[31m\n<0>[ 1.2] Kernel panic - not syncing: x\n", "<6>[ 1.0] y\n".repeat(1000));
+        let panic = read(&guest_with(&[(0, log.len() as u32, log.as_bytes())])).unwrap();
+        assert!(panic.log.ends_with("?[31m\n<0>[ 1.2] Kernel panic - not syncing: x\n"), "{}", panic.log);
+        assert_eq!(panic.log.len(), MAX_LOG);
     }
 
     #[test]
@@ -110,7 +139,7 @@ mod tests {
     fn a_later_record_is_found() {
         let log = b"Kernel panic - not syncing: x\n";
         let memory = guest_with(&[(0, 3, b"old"), (3, log.len() as u32, log)]);
-        assert_eq!(read(&memory), Some(ExitReason::GuestPanic("x".into())));
+        assert_eq!(read(&memory).map(|panic| panic.reason), Some(ExitReason::GuestPanic("x".into())));
     }
 
     #[test]
@@ -126,7 +155,8 @@ mod tests {
             let mut text = PANIC.as_bytes().to_vec();
             text.extend(noise);
             text.truncate(4000);
-            if let Some(ExitReason::GuestPanic(line)) = read(&guest_with(&[(0, text.len() as u32, &text)])) {
+            let panic = read(&guest_with(&[(0, text.len() as u32, &text)]));
+            if let Some(ExitReason::GuestPanic(line)) = panic.map(|panic| panic.reason) {
                 prop_assert!(line.len() <= MAX_TEXT && line.bytes().all(|b| (b' '..=b'~').contains(&b)));
             }
         }

@@ -22,6 +22,13 @@ use crate::sys;
 /// What a tree needs for its own: the mount points of the exports. They are empty.
 const TREE_OPTIONS: &str = "mode=755,size=1m";
 
+/// What the server has for its standard streams.
+pub(super) struct Stdio {
+    pub(super) channel: OwnedFd,
+    pub(super) memory: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
 /// See the module. Belongs to the thread that made it.
 pub(super) struct Tree {
     path: PathBuf,
@@ -36,12 +43,11 @@ impl Tree {
         path: PathBuf,
         host_mounts: Option<Arc<OwnedFd>>,
         program: &Path,
-        channel: OwnedFd,
-        memory: OwnedFd,
+        Stdio { channel, memory, stderr }: Stdio,
     ) -> Result<(Self, Child), ShareError> {
         isolate(&path).map_err(ShareError::set_up("make a mount namespace"))?;
         let mut command = Command::new(program);
-        command.arg(&path).env_clear().current_dir("/").stdin(channel).stdout(memory);
+        command.arg(&path).env_clear().current_dir("/").stdin(channel).stdout(memory).stderr(stderr);
         let child = with_own_process_ids(|| command.spawn());
         let child = child.map_err(|error| ShareError::Start(program.to_owned(), error))?;
         Ok((Self { path, host_mounts, next: 0 }, child))

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, Ended};
 use crate::cgroup::OomCounter;
+use crate::log::{self, Part, Words};
 use crate::sockets::Sockets;
 use crate::tally::Tally;
 use crate::timeline::Timeline;
@@ -58,6 +59,8 @@ impl Expected {
 #[derive(Debug)]
 pub(super) struct Owner {
     vmm: Vmm,
+    /// The VMM's standard error.
+    words: Words,
     /// For readiness only, like `socket`: the VMM's own descriptors can't be in two places.
     pidfd: AsyncFd<OwnedFd>,
     socket: AsyncFd<OwnedFd>,
@@ -74,7 +77,7 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(
-        vmm: Vmm,
+        (vmm, words): (Vmm, Words),
         commands: mpsc::UnboundedReceiver<Command>,
         ended: watch::Sender<Option<Ended>>,
         expected: Expected,
@@ -85,6 +88,7 @@ impl Owner {
         let (outgoing, pending) = (VecDeque::new(), HashMap::new());
         Ok(Self {
             vmm,
+            words,
             pidfd,
             socket,
             commands,
@@ -101,8 +105,7 @@ impl Owner {
 
     /// Serves until the VMM's process is gone.
     pub(super) async fn run(mut self) {
-        let mut open = true;
-        let mut commanded = true;
+        let (mut open, mut commanded, mut speaks) = (true, true, true);
         loop {
             tokio::select! {
                 exited = self.pidfd.readable() => {
@@ -116,6 +119,7 @@ impl Owner {
                         self.end(ExitReason::Stopped);
                     }
                 },
+                () = self.words.listen(), if speaks => speaks = false,
                 received = receive(&self.socket, &self.vmm), if open => open = self.take(received),
                 sent = send(&self.socket, &self.vmm, self.outgoing.front()), if open => match sent {
                     Ok(()) => drop(self.outgoing.pop_front()),
@@ -127,6 +131,9 @@ impl Owner {
         }
         if open {
             self.drain();
+        }
+        if speaks {
+            self.words.drain();
         }
         let pid = self.vmm.pid();
         // The process has ended: this does not wait, it reaps.
@@ -224,6 +231,7 @@ impl Owner {
             Event::GuestConnected { .. } => {}
             Event::MemoryReached { mib } => drop(self.expected.memory.send_replace(mib)),
             Event::FreeReported => drop(self.expected.reports.send_replace(true)),
+            Event::LastWords { text } => log::say(Part::Guest, &text),
             // The VMM's last words: it has nothing left to do.
             Event::Exited { reason: ExitReason::GuestShutdown } if self.expected.agent.is_some() => {
                 self.end(ExitReason::GuestFailure("it reset itself before its agent was ready".into()));

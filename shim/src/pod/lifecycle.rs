@@ -57,6 +57,7 @@ impl<G: Guest> PodTasks<G> {
         }
         guest.start().await?;
         self.info.timeline.mark("container started");
+        self.info.spans.send(&self.info.timeline, None);
         let event = TaskStart { container_id: id.clone(), pid: container.pid, ..Default::default() };
         self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
         container.init.with_copies(Copies::open_stdin);

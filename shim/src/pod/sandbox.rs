@@ -75,6 +75,7 @@ impl<G: Guest> PodTasks<G> {
             Err(error) => {
                 *slot = Slot::Absent;
                 tracing::warn!(error = chain(&error), "sandbox is not created");
+                self.info.spans.send(&self.info.timeline, Some(&chain(&error)));
                 Err(error)
             }
         }
@@ -83,6 +84,8 @@ impl<G: Guest> PodTasks<G> {
     async fn make_sandbox(self: &Arc<Self>, request: &CreateSandboxRequest) -> Result<Sandbox, TaskError> {
         self.outside()?;
         let settings = Settings::load().map_err(crate::options::OptionsError::from)?;
+        self.info.log.keep(&settings, &self.info.namespace);
+        self.info.spans.follow(&settings);
         let config = sandbox_config::read(&request.options)?;
         sandbox_config::check(&config, settings.host_namespaces)?;
         if !request.netns_path.is_empty() {
@@ -125,6 +128,7 @@ impl<G: Guest> PodTasks<G> {
         }
         self.vm()?.refresh_network().await?;
         sandbox.started.store(true, Ordering::SeqCst);
+        self.info.spans.send(&self.info.timeline, None);
         Ok(sandbox.created_at)
     }
 

@@ -305,6 +305,8 @@ impl Fixture {
             pid: SHIM_PID,
             outside: Ok(None),
             timeline: Timeline::new(),
+            log: Log::unread("p1"),
+            spans: Spans::new("p1", "n", None),
         };
         let pod = Arc::new(PodTasks::new(info, publisher));
         let socket = dir.path().join("task");

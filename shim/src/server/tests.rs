@@ -22,6 +22,8 @@ fn the_request_that_ends_the_shim_is_answered_on_a_connection_that_its_client_cl
         pid: std::process::id(),
         outside: Ok(None),
         timeline: Timeline::new(),
+        log: Log::unread("p1"),
+        spans: Spans::new("p1", "n", None),
     };
     // The process ends with its event loop.
     let shim =

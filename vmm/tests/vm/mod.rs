@@ -69,7 +69,7 @@ impl Setup {
     /// [`Self::start`], of this program.
     pub(crate) fn start_as(self, binary: &Path) -> Vm {
         let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
-        Vm { vmm: Vmm::spawn(binary, &self.config, &fds).unwrap() }
+        Vm { vmm: Vmm::spawn(binary, &self.config, &fds, std::process::Stdio::inherit()).unwrap() }
     }
 
     /// Starts the VM and returns how it ended before any CPU ran.

@@ -8,7 +8,7 @@ use clap::Args;
 use monohull_runtime::install::{self, InstallError, Kind, Options, Plan, Report};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::state::PodState;
-use monohull_runtime::{tally, template, text};
+use monohull_runtime::{log, tally, template, text};
 
 use crate::failure::{Failure, print, print_json, say};
 use crate::ps;
@@ -174,6 +174,8 @@ pub(crate) fn uninstall(arguments: &UninstallArguments) -> Result<u8, Failure> {
     if let Some(settings) = &settings {
         restart(&report, arguments.how.restart);
         template::remove_all(settings).map_err(|e| Failure::of("the templates are not removed", &e))?;
+        log::remove_all(&settings.state_dir)
+            .map_err(|e| Failure::of("the logs of ended pods are not removed", &e))?;
         tally::remove(&settings.state_dir)
             .map_err(|e| Failure::of("what was counted of pods is not removed", &e))?;
         remove_empty(&settings.state_dir);

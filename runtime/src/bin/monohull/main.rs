@@ -3,9 +3,11 @@
 mod block;
 mod check;
 mod clone;
+mod debug;
 mod failure;
 mod generated;
 mod install;
+mod logs;
 mod metrics;
 mod migrate;
 #[cfg(test)]
@@ -53,6 +55,8 @@ enum Command {
     Ps(ps::Arguments),
     Top(top::Arguments),
     Trace(trace::Arguments),
+    Logs(logs::Arguments),
+    Debug(debug::Arguments),
     Metrics(metrics::Arguments),
     Template(template::Arguments),
     Install(Box<install::Arguments>),
@@ -86,6 +90,8 @@ fn main() -> ExitCode {
         Command::Top(arguments) => top::top(&arguments),
         Command::Metrics(arguments) => metrics::metrics(&arguments),
         Command::Trace(arguments) => trace::trace(&arguments),
+        Command::Logs(arguments) => logs::logs(&arguments),
+        Command::Debug(arguments) => debug::debug(&arguments),
         Command::Template(arguments) => template::template(&arguments),
         Command::Install(arguments) => install::install(&arguments),
         Command::Uninstall(arguments) => install::uninstall(&arguments),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use monohull_runtime::image::{Image, ImageConfig, Tree};
+use monohull_runtime::log::Log;
 use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::process::Stdio;
 use monohull_runtime::rootfs::{Mount, Rootfs};
@@ -35,6 +36,9 @@ pub(crate) fn session(
         Some(name) => name.clone(),
         None => random_name().map_err(|e| Failure::of("cannot make a name", &e))?,
     };
+    let log = Log::of_run(&name);
+    log.install();
+    log.keep(&settings, "");
     let scratch = Scratch::new(&settings.scratch_dir).map_err(|e| {
         Failure::of(&format!("cannot use {} for scratch files", settings.scratch_dir.display()), &e)
     })?;

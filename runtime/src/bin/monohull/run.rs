@@ -1,6 +1,7 @@
 //! `monohull run`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -131,6 +132,8 @@ fn make_template() {
 
 fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failure> {
     make_template();
+    // A collector of spans is in the host's network.
+    let network = std::fs::File::open("/proc/self/ns/net").ok().map(|file| Arc::new(OwnedFd::from(file)));
     // Before there are other threads: they inherit the namespaces.
     private_namespaces()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -138,7 +141,7 @@ fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failur
     let result = runtime.block_on(async {
         let mut signals = Signals::new().map_err(|e| Failure::of("cannot catch signals", &e))?;
         match prepared(arguments, timeline.clone(), &mut signals).await? {
-            Ok(session) => session::run(session, &mut signals).await,
+            Ok(session) => session::run(session, network, &mut signals).await,
             Err(signal) => Ok(session::killed_by(signal)),
         }
     });

@@ -1,10 +1,12 @@
 //! One container from its pod's start to its end: streams, signals, terminal, exit code.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use monohull_runtime::pod::{ContainerConfig, Pod, PodConfig, PodError};
 use monohull_runtime::process::{Exit, Process, Streams};
+use monohull_runtime::spans::Spans;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -31,18 +33,31 @@ pub(crate) struct Session {
 }
 
 /// Runs the container and returns its process's exit code. Leaves nothing behind.
-pub(crate) async fn run(session: Session, signals: &mut Signals) -> Result<u8, Failure> {
+///
+/// `network` is the host's network namespace, where spans of the start are sent to.
+pub(crate) async fn run(
+    session: Session,
+    network: Option<Arc<OwnedFd>>,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let Session { pod, container, scratch } = session;
     let terminal = container.stdio.terminal;
+    let (spans, timeline) = (Spans::new(&pod.id, &pod.namespace, network), pod.timeline.clone());
+    spans.follow(&pod.settings);
     // A signal drops the pod on its way, and that kills its VM.
     let (pod, process) = tokio::select! {
-        started = Pod::start_with(pod, container) => started.map_err(|e| start_failure(&e))?,
+        started = Pod::start_with(pod, container) => started.map_err(|e| {
+            let failure = start_failure(&e);
+            spans.send(&timeline, Some(&failure.message));
+            failure
+        })?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
     let ended = async {
         let streams = process.take_streams();
         let raw = raw(terminal)?;
         process.start().await.map_err(|e| start_failure(&e))?;
+        spans.send(&timeline, None);
         attend(&process, streams, raw, signals).await
     };
     let ended = ended.await;
