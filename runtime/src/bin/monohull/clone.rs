@@ -3,6 +3,7 @@
 mod several;
 
 use clap::Args;
+use monohull_runtime::log::Log;
 use monohull_runtime::pod::{CopyConfig, Pod, PodError};
 use monohull_runtime::process::Process;
 use monohull_runtime::settings::Settings;
@@ -81,6 +82,9 @@ fn one(arguments: &Arguments) -> Result<u8, Failure> {
         Some(name) => name.clone(),
         None => random_name().map_err(|e| Failure::of("cannot make a name", &e))?,
     };
+    let log = Log::of_run(&name);
+    log.install();
+    log.keep(&settings, "");
     // Before there are other threads: they inherit the namespaces.
     private_namespaces()?;
     let failed = |error: &dyn std::error::Error| Failure::new(text::chain(error));
