@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages docs chart unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
-	fstest install-test bench host-shell clean
+	fstest install-test k8s-objects bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -154,6 +154,9 @@ fstest: build build-tests ## pjdfstest on a volume and on the host's own file sy
 install-test: build build-tests ## Install, run pods with what that configured, remove: the same files as before (FILTER=name for some cases)
 	@release/installer-image $(ROOT) $(TESTS)/installer.tar monohull.invalid/installer:test
 	@tests/run install $(FILTER)
+
+k8s-objects: ## deploy/kubernetes.yaml given to Kubernetes' own API server, controllers and scheduler (20 minutes once, then 15 s; needs root)
+	@tests/k8s/run
 
 matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
 	@tests/run matrix
