@@ -6,6 +6,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod check;
 pub mod container;
+pub mod control;
 pub mod device;
 pub mod disk;
 #[cfg(test)]

@@ -35,7 +35,7 @@ use crate::sockets::Sockets;
 use crate::spec;
 use crate::state_file::StateFile;
 use crate::timeline::Timeline;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmWatch};
 use crate::vsock::Vsock;
 use containers::Containers;
 pub use control::METRICS_TYPE;
@@ -225,6 +225,11 @@ impl Pod {
         let mounts = self.host_mounts.clone();
         let start = || start_share(&self.settings, mounts, &self.timeline, &self.state, &self.vm);
         self.share.get_or_try_init(start).await
+    }
+
+    /// Sees the end of its VM.
+    pub(crate) fn watch(&self) -> VmWatch {
+        self.link.vm.clone()
     }
 
     /// Host pid of the VMM.

@@ -55,6 +55,8 @@ pub struct Settings {
     /// Where a span of each step of a pod's start is sent (OTLP by HTTP, JSON): "http://ADDRESS:PORT/PATH" or "unix:PATH"; nowhere by
     /// default.
     pub traces: Collector,
+    /// Whether root may run commands in pods with `monohull exec`, past the engine.
+    pub debug_exec: bool,
 }
 
 /// The least important messages that are logged.
@@ -130,6 +132,7 @@ impl Default for Settings {
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
             traces: Collector::None,
+            debug_exec: false,
         }
     }
 }

@@ -118,8 +118,7 @@ fn spans() {
     let nanoseconds = |span: &serde_json::Value, name: &str| -> u64 {
         span[name].as_str().and_then(|number| number.parse().ok()).expect("a time")
     };
-    let duration =
-        |span| nanoseconds(span, "endTimeUnixNano") - nanoseconds(span, "startTimeUnixNano");
+    let duration = |span| nanoseconds(span, "endTimeUnixNano") - nanoseconds(span, "startTimeUnixNano");
     assert_eq!(steps.iter().map(duration).sum::<u64>(), duration(root));
     assert!(steps.iter().all(|step| step["parentSpanId"] == root["spanId"]), "{body:#}");
     for name in ["vcpus run", "agent ready", "container started"] {

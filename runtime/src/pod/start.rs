@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use super::resize::Sizing;
 use super::{Containers, Link, Pod, PodConfig, PodError, network, start_share};
 use crate::agent::Agent;
+use crate::control;
 use crate::disk::ImageDisk;
 use crate::mirror::Mirrors;
 use crate::network::{NICS, Network};
@@ -200,6 +201,9 @@ async fn attempt(
                 next_stream: AtomicU64::new(1),
             });
             network::follow(&pod)?;
+            if pod.settings.debug_exec {
+                control::serve(&pod, pod.state.dir()).map_err(VmError::Watch)?;
+            }
             Ok(pod)
         }
         Err(error) => {

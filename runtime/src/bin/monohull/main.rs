@@ -2,6 +2,7 @@
 
 mod check;
 mod debug;
+mod exec;
 mod failure;
 mod generated;
 mod install;
@@ -50,6 +51,7 @@ enum Command {
     Trace(trace::Arguments),
     Logs(logs::Arguments),
     Debug(debug::Arguments),
+    Exec(exec::Arguments),
     Metrics(metrics::Arguments),
     Template(template::Arguments),
     Install(Box<install::Arguments>),
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => trace::trace(&arguments),
         Command::Logs(arguments) => logs::logs(&arguments),
         Command::Debug(arguments) => debug::debug(&arguments),
+        Command::Exec(arguments) => exec::exec(&arguments),
         Command::Template(arguments) => template::template(&arguments),
         Command::Install(arguments) => install::install(&arguments),
         Command::Uninstall(arguments) => install::uninstall(&arguments),
