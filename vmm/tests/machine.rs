@@ -105,13 +105,16 @@ fn dropping_the_client_kills_the_vm() {
 
 #[test]
 fn a_guest_kernels_panic_is_told_by_its_text() {
+    let panics = |record: &str, reason: ExitReason| {
+        let vm = Setup::new(&guests::leave_record_and_reset(record)).start();
+        vm.expect_started();
+        assert!(vm.last_words().ends_with(record));
+        assert_eq!(vm.end(), (reason, 1));
+    };
     let record = "====1.0-D\nPanic#1 Part1\n<0>[    1.0] Kernel panic - not syncing: VFS: no root\n";
-    let vm = Setup::new(&guests::leave_record_and_reset(record)).start();
-    assert_eq!(vm.run(), (ExitReason::GuestPanic("VFS: no root".into()), 1));
-
+    panics(record, ExitReason::GuestPanic("VFS: no root".into()));
     let record = "<0>[    1.0] Kernel panic - not syncing: System is deadlocked on memory\n";
-    let vm = Setup::new(&guests::leave_record_and_reset(record)).start();
-    assert_eq!(vm.run(), (ExitReason::GuestOutOfMemory("System is deadlocked on memory".into()), 1));
+    panics(record, ExitReason::GuestOutOfMemory("System is deadlocked on memory".into()));
 }
 
 #[test]

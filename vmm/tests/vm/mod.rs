@@ -111,6 +111,12 @@ impl Vm {
         (reason, self.vmm.wait().unwrap().code().unwrap())
     }
 
+    /// What the kernel's log ended with, before the reason.
+    pub(crate) fn last_words(&self) -> String {
+        let Some(FromVmm::Event(Event::LastWords { text })) = self.next() else { panic!("no last words") };
+        text
+    }
+
     /// Starts, and how it ended.
     pub(crate) fn run(self) -> (ExitReason, i32) {
         self.expect_started();
