@@ -119,6 +119,16 @@ impl Log {
         }
     }
 
+    /// Removes the oldest logs of pods that have ended. For the end of this one: no start waits for that.
+    pub fn forget_ended(&self) {
+        let dir = match &self.0.state().keeping {
+            Keeping::Kept(keeper) => keeper.dir().to_owned(),
+            Keeping::Early(_) | Keeping::Lost => return,
+        };
+        // What can't be removed now is left to the next one.
+        let _ = kept::forget(&dir);
+    }
+
     fn keep_in(&self, settings: &Settings, namespace: &str) -> io::Result<()> {
         let mut state = self.0.state();
         state.format = settings.log_format;
@@ -138,6 +148,7 @@ pub(crate) fn note_death(state_dir: &Path, namespace: &str, pod: &str) {
         "owner has died without cleaning up: its VMM and fs server are killed, its directory is removed";
     let line = Line::new(Level::ERROR, what, Part::Shim, pod).render(LogFormat::Text);
     let _ = kept::append(state_dir, namespace, pod, &line);
+    let _ = kept::forget(&state_dir.join(kept::DIR));
 }
 
 impl Inner {

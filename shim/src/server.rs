@@ -88,7 +88,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         pid: std::process::id(),
         outside,
         timeline,
-        log,
+        log: log.clone(),
         spans,
     };
     let left = runtime::Builder::new_current_thread()
@@ -104,6 +104,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
             tracing::warn!(error = chain(&error), "pod's cgroup is not removed");
         }
     }
+    log.forget_ended();
     Ok(())
 }
 

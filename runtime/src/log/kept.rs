@@ -19,7 +19,7 @@ use crate::state::{self, ProcessId};
 use crate::sys;
 
 /// Beside the directories of containerd's namespaces, none of which begins with a `_`.
-const DIR: &str = "_logs";
+pub(super) const DIR: &str = "_logs";
 /// Stands for the empty namespace.
 const NO_NAMESPACE: &str = "_";
 /// No id has this sign in it.
@@ -66,7 +66,6 @@ impl Keeper {
         let path = path_of(state_dir, namespace, pod)?;
         let dir = state_dir.join(DIR);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        forget(&dir)?;
         let mut file = lock(open(&path)?)?;
         if file.metadata()?.nlink() == 0 {
             // It was just forgotten.
@@ -74,6 +73,11 @@ impl Keeper {
         }
         let length = file.metadata()?.len();
         Ok(Self { path, file, length })
+    }
+
+    /// Where the logs of all pods are.
+    pub(super) fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     /// Writes whole lines.
@@ -97,8 +101,9 @@ pub(crate) fn append(state_dir: &Path, namespace: &str, pod: &str, line: &str) -
     if file.metadata()?.len() < MAX_FILE { file.write_all(line.as_bytes()) } else { Ok(()) }
 }
 
-/// Removes the oldest logs of pods that have ended.
-fn forget(dir: &Path) -> io::Result<()> {
+/// Removes the oldest logs of pods that have ended. It takes the longer the more pods there are, so it is for a pod's end: no
+/// start waits for it.
+pub(super) fn forget(dir: &Path) -> io::Result<()> {
     let mut logs = logs_in(dir)?;
     logs.sort_by_key(|log| std::cmp::Reverse(log.modified));
     let mut ended = 0;

@@ -148,6 +148,7 @@ fn the_logs_of_ended_pods_are_bounded_in_number_and_living_pods_keep_theirs() {
     for number in 0..kept::ENDED + 20 {
         let mut keeper = Keeper::open(dir.path(), "n", &format!("p{number}")).unwrap();
         keeper.write(b"was here\n").unwrap();
+        kept::forget(keeper.dir()).unwrap();
     }
     let logs = list(dir.path()).unwrap();
     assert!(logs.len() <= kept::ENDED + 1, "{}", logs.len());

@@ -3,17 +3,16 @@
 mod several;
 
 use clap::Args;
-use monohull_runtime::log::Log;
 use monohull_runtime::pod::{CopyConfig, Pod, PodError};
 use monohull_runtime::process::Process;
-use monohull_runtime::settings::Settings;
 use monohull_runtime::snapshot::Snapshot;
 use monohull_runtime::text;
 use monohull_runtime::timeline::Timeline;
 use rustix::process::{Pid, getppid, set_parent_process_death_signal};
 
 use crate::failure::{Failure, note};
-use crate::prepare::{random_name, stdio};
+use crate::owner::Owner;
+use crate::prepare::stdio;
 use crate::run::{OWN_FAILURE, private_namespaces};
 use crate::session::{self, Signals};
 use crate::{terminal, trace};
@@ -77,14 +76,8 @@ fn one(arguments: &Arguments) -> Result<u8, Failure> {
     if let Some(parent) = arguments.parent {
         follow(parent)?;
     }
-    let settings = Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))?;
-    let name = match &arguments.name {
-        Some(name) => name.clone(),
-        None => random_name().map_err(|e| Failure::of("cannot make a name", &e))?,
-    };
-    let log = Log::of_run(&name);
-    log.install();
-    log.keep(&settings, "");
+    let owner = Owner::begin(arguments.name.as_deref())?;
+    let settings = owner.settings.clone();
     // Before there are other threads: they inherit the namespaces.
     private_namespaces()?;
     let failed = |error: &dyn std::error::Error| Failure::new(text::chain(error));
@@ -97,7 +90,7 @@ fn one(arguments: &Arguments) -> Result<u8, Failure> {
     };
     let terminal = snapshot.manifest().has_terminal(&container);
     let wanted = vec![(container.clone(), stdio(terminal, arguments.interactive))];
-    let config = CopyConfig { settings, id: name, stdio: wanted, timeline: timeline.clone() };
+    let config = CopyConfig { settings, id: owner.name.clone(), stdio: wanted, timeline: timeline.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::of("cannot start the event loop", &e))?;
     let result = runtime.block_on(async {

@@ -10,6 +10,7 @@ mod install;
 mod logs;
 mod metrics;
 mod migrate;
+mod owner;
 #[cfg(test)]
 mod pages;
 mod prepare;

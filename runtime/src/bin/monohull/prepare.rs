@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use monohull_runtime::image::{Image, ImageConfig, Tree};
-use monohull_runtime::log::Log;
 use monohull_runtime::pod::{ContainerConfig, PodConfig};
 use monohull_runtime::process::Stdio;
 use monohull_runtime::rootfs::{Mount, Rootfs};
@@ -28,17 +27,10 @@ use crate::{streams, terminal, user};
 /// Does everything up to the pod's start: makes the files and the spec. Setting `stop` makes it fail soon.
 pub(crate) fn session(
     arguments: &Arguments,
+    (settings, name): (Settings, String),
     timeline: Timeline,
     stop: &AtomicBool,
 ) -> Result<Session, Failure> {
-    let settings = Settings::load().map_err(|e| Failure::of("cannot load the settings", &e))?;
-    let name = match &arguments.name {
-        Some(name) => name.clone(),
-        None => random_name().map_err(|e| Failure::of("cannot make a name", &e))?,
-    };
-    let log = Log::of_run(&name);
-    log.install();
-    log.keep(&settings, "");
     let scratch = Scratch::new(&settings.scratch_dir).map_err(|e| {
         Failure::of(&format!("cannot use {} for scratch files", settings.scratch_dir.display()), &e)
     })?;

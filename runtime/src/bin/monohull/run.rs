@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::block::{self, Block};
 use crate::failure::{Failure, note};
+use crate::owner::Owner;
 use crate::session::{self, Session, Signals};
 use crate::volume::{self, Volume};
 use crate::{prepare, size, terminal, trace};
@@ -122,16 +123,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<u8, Failure> {
     result
 }
 
-/// Has a template made for the next pods if there is none. Broken settings are somebody else's to refuse.
-fn make_template() {
-    let (Ok(settings), Ok(own)) = (Settings::load(), std::env::current_exe()) else { return };
+/// Has a template made for the next pods if there is none.
+fn make_template(settings: &Settings) {
+    let Ok(own) = std::env::current_exe() else { return };
     let mut builder = Command::new(own);
     builder.args(["template", "build"]);
-    template::make_in_background(&settings, builder);
+    template::make_in_background(settings, builder);
 }
 
 fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failure> {
-    make_template();
+    let owner = Owner::begin(arguments.name.as_deref())?;
+    make_template(&owner.settings);
     // A collector of spans is in the host's network.
     let network = std::fs::File::open("/proc/self/ns/net").ok().map(|file| Arc::new(OwnedFd::from(file)));
     // Before there are other threads: they inherit the namespaces.
@@ -140,7 +142,7 @@ fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failur
     let runtime = runtime.map_err(|e| Failure::of("cannot start the event loop", &e))?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new().map_err(|e| Failure::of("cannot catch signals", &e))?;
-        match prepared(arguments, timeline.clone(), &mut signals).await? {
+        match prepared(arguments, &owner, timeline.clone(), &mut signals).await? {
             Ok(session) => session::run(session, network, &mut signals).await,
             Err(signal) => Ok(session::killed_by(signal)),
         }
@@ -153,12 +155,15 @@ fn in_event_loop(arguments: Arguments, timeline: &Timeline) -> Result<u8, Failur
 /// Prepares the session beside the event loop, because it may take long. The inner error is the signal that ended it.
 async fn prepared(
     arguments: Arguments,
+    owner: &Owner,
     timeline: Timeline,
     signals: &mut Signals,
 ) -> Result<Result<Session, i32>, Failure> {
+    let named = (owner.settings.clone(), owner.name.clone());
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
-    let mut task = tokio::task::spawn_blocking(move || prepare::session(&arguments, timeline, &stopped));
+    let mut task =
+        tokio::task::spawn_blocking(move || prepare::session(&arguments, named, timeline, &stopped));
     let signal = tokio::select! {
         session = &mut task => {
             return session.map_err(|e| Failure::of("cannot prepare the container", &e))?.map(Ok);
