@@ -83,9 +83,12 @@ pub struct Process {
 
 /// How far a process has come; its end is `Inner::exit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
+    /// It exists, and runs nothing of the container yet.
     Created,
+    /// It is being started.
     Starting,
+    /// It has been started.
     Running,
 }
 
@@ -102,32 +105,10 @@ struct Inner {
 }
 
 impl Process {
-    /// A process that the agent has made, with pid `pid`. An init process waits for [`Self::start`].
+    /// A process in the guest that has come as far as `phase`. One that is [`Phase::Created`] waits for [`Self::start`].
     pub(crate) fn new(
-        key: ProcessKey,
-        pid: u32,
-        streams: Streams,
-        link: Link,
-        state: Arc<StateFile>,
-    ) -> Self {
-        let phase = if key.exec.is_empty() { Phase::Created } else { Phase::Running };
-        Self::in_phase(phase, (key, pid), streams, link, state)
-    }
-
-    /// A container's init process that was started in the pod that this one is a copy of.
-    pub(crate) fn adopted(
-        key: ProcessKey,
-        pid: u32,
-        streams: Streams,
-        link: Link,
-        state: Arc<StateFile>,
-    ) -> Self {
-        Self::in_phase(Phase::Running, (key, pid), streams, link, state)
-    }
-
-    fn in_phase(
-        phase: Phase,
         (key, pid): (ProcessKey, u32),
+        phase: Phase,
         streams: Streams,
         link: Link,
         state: Arc<StateFile>,

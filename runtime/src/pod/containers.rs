@@ -14,7 +14,7 @@ use super::{ContainerConfig, Pod, PodError};
 use crate::agent::ProcessKey;
 use crate::container::Prepared;
 use crate::disk::Extent;
-use crate::process::{Process, Stdio};
+use crate::process::{Phase, Process, Stdio};
 use crate::rootfs::{SharedTree, Source, Storage};
 use crate::share::Exported;
 use crate::snapshot::SavedContainer;
@@ -226,7 +226,8 @@ impl Pod {
             self.share_oom_score(&spec);
         }
         let key = ProcessKey { container: id, exec: String::new() };
-        let process = Process::new(key, pid, streams, self.link.clone(), self.state.clone());
+        let process =
+            Process::new((key, pid), Phase::Created, streams, self.link.clone(), self.state.clone());
         Ok((process, Held { volumes, ..held }))
     }
 
@@ -260,7 +261,7 @@ impl Pod {
             Err(error) => return Err(self.link.error(error).await),
         };
         let key = ProcessKey { container: container.to_owned(), exec: exec_id.to_owned() };
-        Ok(Process::new(key, pid, streams, self.link.clone(), self.state.clone()))
+        Ok(Process::new((key, pid), Phase::Running, streams, self.link.clone(), self.state.clone()))
     }
 
     /// Guest pids of a container's processes, with the exec id of those that [`Self::exec`] made.

@@ -14,7 +14,7 @@ use super::start::{ENTROPY, Parts, agent_of, assemble, since_epoch};
 use super::{Link, Pod, PodError};
 use crate::agent::{Agent, ProcessKey};
 use crate::disk::{Extent, ImageDisk};
-use crate::process::{Process, Stdio, Streams};
+use crate::process::{Phase, Process, Stdio, Streams};
 use crate::settings::Settings;
 use crate::size::{Host, Size};
 use crate::snapshot::{Manifest, Snapshot, files};
@@ -230,8 +230,13 @@ impl Pod {
             let id = container.id.clone();
             let key = ProcessKey { container: id.clone(), exec: String::new() };
             let streams = streams.remove(&id).unwrap_or_default();
-            let process =
-                Process::adopted(key, container.pid, streams, self.link.clone(), self.state.clone());
+            let process = Process::new(
+                (key, container.pid),
+                Phase::Running,
+                streams,
+                self.link.clone(),
+                self.state.clone(),
+            );
             self.containers.adopt(container, process.clone(), extents);
             self.note_container(id.clone(), std::path::PathBuf::new())?;
             processes.push((id, process));

@@ -57,16 +57,17 @@ fn address(dir: &fs::File) -> PathBuf {
 pub(crate) async fn serve(listener: UnixListener, pod: Weak<Pod>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
-        let Some(pod) = pod.upgrade() else { return };
         if let Err(error) = answer(stream, &pod).await {
             tracing::warn!(%error, step = "answer who wants a snapshot");
         }
     }
 }
 
-async fn answer(stream: UnixStream, pod: &Pod) -> io::Result<()> {
+async fn answer(stream: UnixStream, pod: &Weak<Pod>) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let request: Request = serde_json::from_str(&line(&mut stream, MAX_REQUEST).await?)?;
+    // Not before: a pod lives no longer for somebody who asks nothing.
+    let Some(pod) = pod.upgrade() else { return Ok(()) };
     let answer = match check(&request) {
         Ok(()) => match pod.save(&request.directory).await {
             Ok(manifest) => Answer::Saved(manifest),
