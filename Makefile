@@ -133,6 +133,7 @@ e2e: build build-tests ## End-to-end tests in the test host, the long ones too (
 
 security: build build-tests ## How a pod's processes are confined, seen from the host, and the system calls its VMM can make
 	@tests/run e2e --nocapture security::
+	@tests/run --cgroup1 e2e --nocapture security::
 
 shimtest: build ## containerd's conformance suite for shims, in the test host; writes docs/conformance-shim.md
 	@tests/run shimtest
@@ -158,9 +159,10 @@ install-test: build build-tests ## Install, run pods with what that configured, 
 k8s-objects: ## deploy/kubernetes.yaml given to Kubernetes' own API server, controllers and scheduler (20 minutes once, then 15 s; needs root)
 	@tests/k8s/run
 
-matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3; writes docs/conformance-releases.md
+matrix: build build-tests ## Some end-to-end tests with containerd 1.6 to 2.3, and with cgroups of version 1; writes docs/conformance-releases.md
 	@tests/run matrix
 	@cp build/results/matrix/page.md docs/conformance-releases.md
+	@tests/run --cgroup1 matrix 1.6
 
 chaos: build build-tests ## Pods that something goes wrong with: nothing may be left (ROUNDS=100, 6 to 10 s each; SEED=1; FIRST=0, or one ROUND=n)
 	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-$$(($(ROUNDS) * 30 + 600))} tests/run chaos --seed $(SEED) \

@@ -1,40 +1,75 @@
-//! The engine's connections to the shim, and when they are closed.
+//! The engine's connections to the shim: when there is one, and when none.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use ttrpc::r#async::transport::Listener;
 
-/// Sees the end of all connections that were accepted; ttrpc does not tell of it.
+/// Counts the connections that are open; ttrpc does not tell of them.
 #[derive(Debug, Default)]
-pub(crate) struct Connections(Arc<watch::Sender<()>>);
+pub(crate) struct Connections(Arc<watch::Sender<usize>>);
 
 impl Connections {
     /// The connections to `listener`, to be served.
     pub(crate) fn accept(&self, listener: UnixListener) -> Listener {
+        Listener::new(self.accept_all(listener))
+    }
+
+    /// The same, as they come.
+    pub(crate) fn accept_all(
+        &self,
+        listener: UnixListener,
+    ) -> Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>> {
         let open = Arc::clone(&self.0);
-        Listener::new(stream::unfold((listener, open), async |(listener, open)| {
+        Box::pin(stream::unfold((listener, open), async |(listener, open)| {
             let accepted = listener.accept().await;
-            let connection = accepted.map(|(stream, _)| Connection { stream, _open: open.subscribe() });
+            let connection = accepted.map(|(stream, _)| Connection { stream, _open: Open::new(&open) });
             Some((connection, (listener, open)))
         }))
     }
 
     /// Waits until none is open: until the other side has closed each, or its service has ended.
     pub(crate) async fn closed(&self) {
-        self.0.closed().await;
+        self.wait_for(|open| open == 0).await;
+    }
+
+    /// Waits until one is open.
+    pub(crate) async fn opened(&self) {
+        self.wait_for(|open| open > 0).await;
+    }
+
+    async fn wait_for(&self, what: impl Fn(usize) -> bool) {
+        // The sender is `self`: it does not go away.
+        let _ = self.0.subscribe().wait_for(|open| what(*open)).await;
     }
 }
 
-struct Connection {
+/// One that counts.
+struct Open(Arc<watch::Sender<usize>>);
+
+impl Open {
+    fn new(all: &Arc<watch::Sender<usize>>) -> Self {
+        all.send_modify(|open| *open += 1);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// A connection that is served.
+pub(crate) struct Connection {
     stream: UnixStream,
-    _open: watch::Receiver<()>,
+    _open: Open,
 }
 
 impl Connection {

@@ -23,9 +23,9 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
 use crate::address;
-use crate::appearance::Appearance;
 use crate::bundle;
 use crate::error::chain;
+use crate::watch::Watch;
 
 /// As many as containerd's own publisher keeps (containerd `pkg/shim/publisher.go`).
 const QUEUE: usize = 2048;
@@ -126,7 +126,7 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     let request = ForwardRequest { envelope: Some(envelope).into(), ..Default::default() };
     loop {
         // Before the first try: a return in between must not be missed.
-        let back = address::to_path(address).parent().and_then(|dir| Appearance::in_directory(dir).ok());
+        let back = address::to_path(address).parent().and_then(|dir| Watch::for_files_in(dir).ok());
         match (attempt(address, client, &request).await, back) {
             (Sent::Unreachable, Some(back)) => {
                 tracing::warn!("containerd is away: events wait for its return");

@@ -3,8 +3,8 @@
 //! `start` leaves one serving process per pod behind, which speaks containerd's task API and calls the runtime library.
 //! `delete` cleans up when that process has died.
 
+mod abandonment;
 mod address;
-mod appearance;
 mod args;
 mod birth;
 mod bootstrap;
@@ -30,6 +30,7 @@ mod server;
 mod stand_in;
 mod task;
 mod template;
+mod watch;
 
 use std::error::Error;
 use std::process::ExitCode;

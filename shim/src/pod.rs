@@ -11,6 +11,7 @@ mod tests;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -30,7 +31,7 @@ use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
 use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -48,6 +49,9 @@ use crate::stand_in::StandIn;
 
 /// What the last messages to containerd may take when the shim ends: it may be away.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a creation that is under way may take when the shim ends.
+const CREATION_LIMIT: Duration = Duration::from_secs(10);
 
 /// The exit code of a pod that was ended by force.
 const KILLED: u32 = 137;
@@ -83,6 +87,10 @@ pub(crate) struct PodTasks<G: Guest> {
     /// The pod's cgroup, if the sandbox's creation has entered it.
     cgroup: Mutex<Option<Entered>>,
     containers: Mutex<HashMap<String, Slot<G::Process>>>,
+    /// The container that the pod was made for has been deleted by request.
+    first_deleted: AtomicBool,
+    /// Held by each creation while it is under way, and for good by the end of the pod.
+    creations: RwLock<()>,
     /// Told when the shim shall end.
     stop: Notify,
 }
@@ -133,6 +141,8 @@ impl<G: Guest> PodTasks<G> {
             sandbox: Mutex::default(),
             cgroup: Mutex::default(),
             containers: Mutex::default(),
+            first_deleted: AtomicBool::new(false),
+            creations: RwLock::default(),
             stop: Notify::new(),
         }
     }
@@ -157,6 +167,12 @@ impl<G: Guest> PodTasks<G> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Nothing is created any more when the pod ends, and its end waits for what is being created.
+    fn begin_creation(&self) -> Result<RwLockReadGuard<'_, ()>, TaskError> {
+        let ended = |_| TaskError::Precondition(format!("pod {} has ended", self.info.id));
+        self.creations.try_read().map_err(ended)
     }
 
     /// The running VM.
@@ -193,6 +209,7 @@ impl<G: Guest> PodTasks<G> {
         if !request.checkpoint.is_empty() {
             return Err(TaskError::Unimplemented("creating a container from a checkpoint"));
         }
+        let _creation = self.begin_creation()?;
         match self.containers().entry(request.id.clone()) {
             Entry::Occupied(_) => return Err(TaskError::Exists(format!("container {}", request.id))),
             Entry::Vacant(slot) => slot.insert(Slot::Reserved),
@@ -447,6 +464,11 @@ impl<G: Guest> PodTasks<G> {
         self.stop.notify_one();
     }
 
+    /// Whether the container that the pod was made for has been deleted by request.
+    pub(crate) fn has_had_its_end(&self) -> bool {
+        self.first_deleted.load(Ordering::SeqCst)
+    }
+
     /// Waits until the shim shall end.
     pub(crate) async fn stop_requested(&self) {
         self.stop.notified().await;
@@ -454,6 +476,11 @@ impl<G: Guest> PodTasks<G> {
 
     /// Ends the VM and with it whatever still runs, and waits until containerd has been told.
     pub(crate) async fn close(&self) {
+        // Until it is there, nobody knows of its VM and its network.
+        let creations = timeout(CREATION_LIMIT, self.creations.write()).await;
+        if creations.is_err() {
+            tracing::warn!("a container is still being created");
+        }
         self.end_vm();
         let ending = match &mut *self.vm_slot() {
             Vm::Ending(ending) => ending.take(),

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 
+use crate::abandonment;
 use crate::args::Args;
 use crate::bootstrap::{STARTED_FROM, TTRPC_ADDRESS};
 use crate::bundle;
@@ -36,6 +37,8 @@ use crate::{rights, sandbox, task};
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
 const HELPER_STACK: usize = 128 * 1024;
+/// More descriptors than the event loop begins with.
+const DESCRIPTORS: usize = 8;
 /// For an engine to close its connections once its pod has ended. Who keeps one open has no use for the shim.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -91,6 +94,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         log: log.clone(),
         spans,
     };
+    have_descriptors().map_err(ServeError::io("start the event loop"))?;
     let left = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(HELPER_THREADS)
@@ -124,6 +128,13 @@ fn take_starter() -> Result<OwnedFd, ServeError> {
     let starter = io::stdout().as_fd().try_clone_to_owned().map_err(ServeError::io("take the pipe"))?;
     dup2_stdout(null()?).map_err(ServeError::io("leave standard output"))?;
     Ok(starter)
+}
+
+/// Fails if no more descriptors are to be had, at which tokio panics.
+fn have_descriptors() -> io::Result<()> {
+    let stdin = io::stdin();
+    let more: io::Result<Vec<_>> = (0..DESCRIPTORS).map(|_| stdin.as_fd().try_clone_to_owned()).collect();
+    more.map(drop)
 }
 
 fn null() -> Result<File, ServeError> {
@@ -167,6 +178,7 @@ async fn run(
     let socket = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
     let socket = socket.unwrap_or_default();
     let events = Publisher::start(&env::var(TTRPC_ADDRESS).unwrap_or_default(), &info.namespace);
+    let id = info.id.clone();
     let pod = Arc::new(PodTasks::<Pod>::new(info, events));
 
     listener.set_nonblocking(true).map_err(ServeError::io("make the socket non-blocking"))?;
@@ -181,8 +193,16 @@ async fn run(
 
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::io("wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::io("wait for signals"))?;
+    let given_up = async {
+        abandonment::bundle_is_taken(&connections, Path::new("."), &id).await;
+        // Members outlive the pod's first container, whose bundle goes with it.
+        if pod.has_had_its_end() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         () = pod.stop_requested() => {}
+        () = given_up => tracing::warn!("the engine has removed the pod's bundle and wants nothing of the shim, which ends"),
         () = starter_dies(starter) => tracing::warn!("`start` has died before containerd knew of the shim, which ends"),
         _ = terminate.recv() => tracing::warn!("shim is terminated by a signal"),
         _ = interrupt.recv() => tracing::warn!("shim is terminated by a signal"),

@@ -101,6 +101,14 @@ impl Host {
         if self.restarted { new(&before) + &now } else { new(&now) }
     }
 
+    /// Why the VM of pod `id` has ended by itself, as its shim has logged it in this round.
+    pub(crate) fn end_of(&self, id: &str) -> Option<String> {
+        let (log, pod) = (self.log(), format!("pod={id}"));
+        let line =
+            log.lines().find(|line| line.contains("VM has ended by itself") && line.ends_with(&pod))?;
+        Some(line.split_once("reason=\"")?.1.split_once('"')?.0.to_owned())
+    }
+
     /// Kills containerd, and starts it again after `pause`.
     pub(crate) fn restart_containerd(&mut self, pause: Duration) -> io::Result<()> {
         self.engine.crash()?;

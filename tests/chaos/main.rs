@@ -41,7 +41,8 @@ use round::{Round, Trouble};
 /// What the test host hands back.
 const RESULTS: &str = "/results";
 /// What containerd says when a shim has died between its start's answer and containerd's first connection. It does not have the
-/// shim clean up then, and the socket's file stays until a pod of the same name comes: the one thing that is known to be left.
+/// shim clean up then, and the socket's file and the pod's empty cgroup stay until a pod of the same name comes: what is known to
+/// be left.
 const NO_DELETE: &str = "failed to create TTRPC connection";
 const USAGE: &str = "usage: monohull-chaos [--rounds N] [--seed S] [--first N] [--round N] [--stop]";
 
@@ -161,6 +162,8 @@ fn outcome_of(host: &mut Host, plan: &Plan) -> (Outcome, bool, String) {
     let lifted = round.lift();
     if matches!(&lived, Err(Trouble::Told(words)) if words.contains(NO_DELETE)) {
         remove_dead_sockets();
+        // Only an empty one can be.
+        let _ = fs::remove_dir(Path::new(host::CGROUP).join(format!("monohull-{}", round.id())));
     }
     let verdict = |host: &Host| {
         if let Some(bad) = trouble_of(removed).or(lifted.err().map(broken)) {

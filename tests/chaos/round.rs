@@ -30,6 +30,8 @@ const REMOVAL: Duration = Duration::from_secs(45);
 /// … and from when on without the fault.
 const LIFTING: Duration = Duration::from_secs(8);
 /// Name of a round's exec.
+/// The exit code of a process that was killed.
+const KILLED: i32 = 137;
 const EXEC: &str = "exec";
 
 /// Why a pod's life was not as planned.
@@ -136,6 +138,11 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
+    /// The pod's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Ends the fault, if it is there.
     pub(crate) fn lift(&mut self) -> io::Result<()> {
         self.active.as_mut().map_or(Ok(()), Active::lift)
@@ -157,8 +164,16 @@ impl<'a> Round<'a> {
         if ended.status.success() {
             return Ok(ended);
         }
-        let words = ended.stderr.trim();
-        let words = if words.is_empty() { format!("{}, without a word", ended.status) } else { words.into() };
+        let words = match ended.stderr.trim() {
+            "" => match self.host.end_of(&self.id) {
+                // That is how engines say it, as of any container that is killed.
+                Some(reason) if ended.status.code() == Some(KILLED) => {
+                    format!("ended with {KILLED}: {reason}")
+                }
+                _ => format!("{}, without a word", ended.status),
+            },
+            words => words.into(),
+        };
         Err(Trouble::Told(format!("{name}: {words}")))
     }
 

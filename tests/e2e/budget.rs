@@ -19,7 +19,7 @@ fn private_memory(engine: &Engine) {
         run.detach = true;
         assert_eq!(engine.run(&run).code(), 0);
     }
-    for (process, limit_kib) in [("containerd-shim-monohull-v2", 4 << 10), ("monohull-vmm", 5 << 10)] {
+    for (process, limit_kib) in [("containerd-shim-monohull-v2", 1536), ("monohull-vmm", 3 << 10)] {
         let pids: Vec<u32> =
             processes().into_iter().filter(|(_, name)| name == process).map(|(pid, _)| pid).collect();
         assert_eq!(pids.len(), names.len(), "{process}");

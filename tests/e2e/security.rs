@@ -13,6 +13,7 @@ use crate::failures::vmm_of;
 pub(crate) const CASES: &[Case] = &[
     ("security::a_vmm_has_no_rights_no_path_and_no_other_process", vmm_confinement),
     ("security::a_vmm_has_no_file_but_what_its_vm_is_made_of", vmm_files),
+    ("security::a_vmm_of_a_host_without_user_namespaces_has_no_rights_either", vmm_without_user_namespaces),
     ("security::a_vmms_threads_can_make_few_system_calls", vmm_filters),
     ("security::an_fs_server_has_only_the_rights_over_files", fs_confinement),
     ("security::a_shim_keeps_few_rights_but_in_the_thread_that_starts_hooks", shim_confinement),
@@ -52,15 +53,19 @@ fn confinement(pod: &str, process: &str) -> Value {
     row.unwrap_or_else(|| panic!("no {process} of {pod} in {}", output.text()))
 }
 
-fn vmm_confinement(engine: &Engine) {
-    let pod = pod(engine);
-    let vmm = confinement(&pod, "vmm");
+/// Asserts what holds for every VMM, with these namespaces of its own.
+fn assert_confined(vmm: &Value, namespaces: &[&str]) {
     assert!(vmm["user"].as_u64().is_some_and(|user| user >= FIRST_USER), "{vmm}");
-    assert_eq!(vmm["namespaces"], serde_json::json!(["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]));
+    assert_eq!(vmm["namespaces"], serde_json::json!(namespaces));
     assert_eq!(vmm["capabilities"], 0);
     assert_eq!(vmm["no_new_privileges"], true);
     assert!(vmm["seccomp_filters"].as_u64().is_some_and(|filters| filters >= 1), "{vmm}");
     assert_eq!(vmm["root_is_empty"], true);
+}
+
+fn vmm_confinement(engine: &Engine) {
+    let pod = pod(engine);
+    assert_confined(&confinement(&pod, "vmm"), &["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]);
     let pid = vmm_of(&pod).pid();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
     let field = |name: &str| {
@@ -75,6 +80,34 @@ fn vmm_confinement(engine: &Engine) {
         let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("a limit");
         assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), [most; 2], "{name}");
     }
+    engine.remove(&pod);
+}
+
+/// The host's limit of user namespaces, put back when dropped.
+struct UserNamespaces {
+    before: String,
+}
+
+impl UserNamespaces {
+    const LIMIT: &str = "/proc/sys/user/max_user_namespaces";
+
+    fn none() -> Self {
+        let before = fs::read_to_string(Self::LIMIT).expect("the limit");
+        fs::write(Self::LIMIT, "0").expect("no more of them");
+        Self { before }
+    }
+}
+
+impl Drop for UserNamespaces {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::LIMIT, &self.before);
+    }
+}
+
+fn vmm_without_user_namespaces(engine: &Engine) {
+    let _none = UserNamespaces::none();
+    let pod = pod(engine);
+    assert_confined(&confinement(&pod, "vmm"), &["cgroup", "ipc", "mnt", "net", "pid", "uts"]);
     engine.remove(&pod);
 }
 

@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit, TaskStart};
@@ -345,8 +346,11 @@ impl<G: Guest> PodTasks<G> {
         self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
         // Members come and go while the sandbox is there. Without it there is no pod: the VM ends now, off the critical
         // path, and the engine's Shutdown request finds it gone.
-        if last && *id == self.info.id && self.sandbox().is_none() {
-            self.end_vm();
+        if *id == self.info.id {
+            self.first_deleted.store(true, Ordering::SeqCst);
+            if last && self.sandbox().is_none() {
+                self.end_vm();
+            }
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ impl<G: Guest> PodTasks<G> {
         request: CreateSandboxRequest,
     ) -> Result<(), TaskError> {
         self.info.timeline.mark("create requested");
+        let _creation = self.begin_creation()?;
         {
             let mut slot = self.sandbox_slot();
             if !matches!(*slot, Slot::Absent) || !matches!(*self.vm_slot(), Vm::Absent) {

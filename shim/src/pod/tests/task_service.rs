@@ -437,3 +437,19 @@ async fn both_versions_of_the_task_service_answer() {
         assert_eq!((response.shim_pid, response.task_pid), (SHIM_PID, 0), "{service}");
     }
 }
+
+#[tokio::test]
+async fn the_end_of_a_pod_waits_for_what_is_being_created_and_nothing_is_created_after() {
+    let t = Fixture::new().await;
+    let creation = t.pod.begin_creation().unwrap();
+    let pod = t.pod.clone();
+    let closing = tokio::spawn(async move { pod.close().await });
+    tokio::task::yield_now().await;
+    assert!(!closing.is_finished(), "there may be a VM that nobody knows of");
+    assert_eq!(
+        refusal(t.create("p1", json!({})).await),
+        (Code::FAILED_PRECONDITION, "pod p1 has ended".into())
+    );
+    drop(creation);
+    closing.await.unwrap();
+}
