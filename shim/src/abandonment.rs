@@ -4,11 +4,16 @@
 //! restart, a shim that is still busy with Create. Nobody asks the shim to end then.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
 
 use crate::connections::Connections;
 use crate::watch::Watch;
+
+/// Enough to close a descriptor.
+const STACK: usize = 64 * 1024;
 
 /// Waits until the bundle of container `id` is taken away while nobody is connected.
 ///
@@ -17,26 +22,28 @@ pub(crate) async fn bundle_is_taken(connections: &Connections, bundle: &Path, id
     loop {
         connections.closed().await;
         // Only now: a host has few inotify instances, and mostly engines are connected.
+        let watch = Watch::for_renaming(bundle);
+        // It may have been before.
+        if is_taken(bundle, id) {
+            return;
+        }
         tokio::select! {
-            () = renamed(bundle, id) => return,
+            () = seen(watch.as_ref()) => return,
             () = connections.opened() => {}
         }
+        // The kernel has who closes it wait for an SRCU grace period, some 10 ms, when the engine is about to ask for something.
+        // Without a thread for it the time is spent here.
+        let _ = thread::Builder::new().stack_size(STACK).spawn(move || drop(watch));
     }
 }
 
-async fn renamed(bundle: &Path, id: &str) {
-    let watch = Watch::for_renaming(bundle);
-    // It may have been before.
-    if is_taken(bundle, id) {
-        return;
-    }
-    let seen = match watch {
-        Ok(watch) => watch.seen().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = seen {
-        tracing::debug!(%error, "the bundle's end will not be seen");
-        std::future::pending::<()>().await;
+async fn seen(watch: Result<&Watch, &io::Error>) {
+    match watch {
+        Ok(watch) if watch.seen().await.is_ok() => {}
+        _ => {
+            tracing::debug!("the bundle's end will not be seen");
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Watch {
     }
 
     /// Waits until it has happened. Events stay unread: it is over then.
-    pub(crate) async fn seen(self) -> io::Result<()> {
+    pub(crate) async fn seen(&self) -> io::Result<()> {
         self.0.readable().await.map(drop)
     }
 }
