@@ -14,6 +14,9 @@ use std::process::{Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
 use monohull_runtime::cgroup::{self, Cgroup};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
@@ -144,7 +147,7 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     let socket = address::socket_path(&request.socket_dir, &request.grpc_address, &args.namespace, &pod);
     let (address, server) = if pod == args.id {
         let cgroup = bundle::cgroup(spec.as_ref(), &args.id).ok().flatten();
-        let server = start_pod(args, &request, &bundle, &socket, cgroup.as_ref())?;
+        let server = start_pod(args, &request, &bundle, &socket, cgroup)?;
         (address::to_address(&socket), server)
     } else {
         let found = find_pod(&bundle, &pod, &socket);
@@ -156,11 +159,44 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     let mut stdout = io::stdout();
     let answered = reply.and_then(|reply| stdout.write_all(&reply)).and_then(|()| stdout.flush());
     answered.map_err(StartError::io("answer containerd"))?;
-    if let Some(mut server) = server {
-        // One that has ended meanwhile is containerd's to find.
-        let _ = server.write_all(b"!");
+    if let Some(server) = server {
+        server.keep();
     }
     Ok(())
+}
+
+/// A serving process that containerd has not been told of. It ends when this is dropped, and nothing of it is left.
+#[derive(Debug)]
+struct Server {
+    pid: Pid,
+    /// Says by a byte that containerd has been told: should this process die before, nobody else knows of the server, and it ends.
+    tell: PipeWriter,
+    socket: PathBuf,
+    cgroup: Option<Cgroup>,
+    kept: bool,
+}
+
+impl Server {
+    fn keep(mut self) {
+        self.kept = true;
+        // One that has ended meanwhile is containerd's to find.
+        let _ = self.tell.write_all(b"!");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // It is our child, so the pid is still its own. Nobody has asked it for anything: it has started nothing.
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
+        let _ = fs::remove_file(&self.socket);
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.remove();
+        }
+    }
 }
 
 /// Broken options are the creation's to refuse.
@@ -190,36 +226,39 @@ fn find_pod(bundle: &Path, pod: &str, socket: &Path) -> Option<String> {
         .find(|address| address::is_served(address::to_path(address)))
 }
 
-/// Makes sure that a shim serves `socket`. One that is started now waits for a byte in the pipe, which says that containerd has
-/// been told: should this process die before, nobody else knows of it, and it ends.
+/// Makes sure that a shim serves `socket`; returns one that is started now.
 fn start_pod(
     args: &Args,
     request: &Request,
     bundle: &Path,
     socket: &Path,
-    cgroup: Option<&Cgroup>,
-) -> Result<Option<PipeWriter>, StartError> {
+    cgroup: Option<Cgroup>,
+) -> Result<Option<Server>, StartError> {
     let listener =
         address::bind(socket).map_err(StartError::io(format!("listen on {}", socket.display())))?;
     let Some(listener) = listener else { return Ok(None) };
-    let started = launch(args, request, listener, cgroup).and_then(|(pid, server)| {
-        // Best effort: a shim that is as dear to the kernel as containerd still works.
-        let _ = lower_oom_priority(pid);
-        bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?;
-        Ok(Some(server))
-    });
-    match &started {
-        Ok(_) => template::make(request.settings.as_deref()),
-        Err(_) => {
-            // The server ends by itself: its socket can't be reached any more and nothing else was started.
-            let _ = fs::remove_file(socket);
+    let (pid, tell) = launch(args, request, listener, cgroup.as_ref()).inspect_err(|_| {
+        let _ = fs::remove_file(socket);
+        if let Some(cgroup) = &cgroup {
+            let _ = cgroup.remove();
         }
-    }
-    started
+    })?;
+    let server = Server {
+        pid: Pid::from_raw(pid.cast_signed()),
+        tell,
+        socket: socket.to_owned(),
+        cgroup,
+        kept: false,
+    };
+    // Best effort: a shim that is as dear to the kernel as containerd still works.
+    let _ = lower_oom_priority(pid);
+    bundle::write(bundle, bundle::SHIM_PID, &pid.to_string())?;
+    template::make(request.settings.as_deref());
+    Ok(Some(server))
 }
 
 /// Starts the serving process, which has the listening socket for its standard input, as inetd does it, and the pipe of
-/// [`start_pod`] for its standard output: the only descriptors that can be handed over without unsafe code. It is in `cgroup`
+/// [`Server`] for its standard output: the only descriptors that can be handed over without unsafe code. It is in `cgroup`
 /// from its beginning; where that can't be it enters it itself, and says why it can't.
 fn launch(
     args: &Args,
@@ -276,6 +315,28 @@ mod tests {
 
     fn args() -> Args {
         Args { id: "c1".into(), namespace: "n".into(), address: "/run/c.sock".into(), ..Args::default() }
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes)] // By its pid it is waited for.
+    fn nothing_is_left_of_a_server_that_containerd_was_not_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let server = || {
+            fs::write(&socket, "").unwrap();
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            let pid = Pid::from_raw(child.id().cast_signed());
+            Server { pid, tell: io::pipe().unwrap().1, socket: socket.clone(), cgroup: None, kept: false }
+        };
+        let untold = server();
+        let pid = untold.pid;
+        drop(untold);
+        assert!(!socket.exists() && kill(pid, None).is_err(), "killed, and waited for");
+        let told = server();
+        let pid = told.pid;
+        told.keep();
+        assert!(socket.exists() && kill(pid, None).is_ok(), "it serves");
+        kill(pid, Signal::SIGKILL).unwrap();
     }
 
     #[test]
