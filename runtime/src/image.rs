@@ -22,6 +22,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
+use crate::text::untrusted;
+
 pub use layer::LayerError;
 use store::Store;
 pub use tree::Tree;
@@ -32,6 +34,9 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 const MAX_NESTING: u32 = 4;
 /// Most images and indexes in all of an image's indexes: official ones have about twenty.
 const MAX_LISTED: usize = 1024;
+/// Most characters of a name that an index gives, and most names in an error.
+const MAX_NAME: usize = 128;
+const MAX_NAMES: usize = 16;
 /// The annotation that holds the name an image has in a layout (OCI image spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -256,19 +261,13 @@ fn from_layout(store: &Store) -> Result<Parts, ImageError> {
         [] if others.is_empty() => {
             return Err(ImageError::Unsupported("index.json of the image lists no image".into()));
         }
-        [] => return Err(ImageError::Platform(others.join(", "))),
+        [] => return Err(ImageError::Platform(some_of(others.iter()))),
         several => {
-            let name = |found: &Descriptor| {
-                let name = found.annotations.as_ref().and_then(|all| all.get(REF_NAME));
-                name.unwrap_or(&found.digest).clone()
-            };
-            return Err(ImageError::Several(
-                several.len(),
-                several.iter().map(name).collect::<Vec<_>>().join(", "),
-            ));
+            let names = some_of(several.iter().map(|found| &found.name));
+            return Err(ImageError::Several(several.len(), names));
         }
     };
-    let manifest: Manifest = blob(store, manifest)?;
+    let manifest: Manifest = blob(store, &manifest.digest)?;
     let layers = manifest
         .layers
         .iter()
@@ -277,11 +276,27 @@ fn from_layout(store: &Store) -> Result<Parts, ImageError> {
     Ok((blob_name(&manifest.config.digest)?, Some(manifest.config.digest), layers))
 }
 
+/// The first of some names, for an error.
+fn some_of<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let mut names: Vec<_> = names.take(MAX_NAMES + 1).map(|name| untrusted(name, MAX_NAME)).collect();
+    if names.len() > MAX_NAMES {
+        names.truncate(MAX_NAMES);
+        names.push("…".to_owned());
+    }
+    names.join(", ")
+}
+
+/// A manifest that an index lists. A thousand of them are kept: of what is said of each, only what is used, and not all of a name.
+struct Found {
+    digest: String,
+    name: String,
+}
+
 /// What an index and the indexes it lists have listed.
 #[derive(Default)]
 struct Listed {
     /// The manifests for this machine, each once.
-    found: Vec<Descriptor>,
+    found: Vec<Found>,
     /// The other machines that there are manifests for.
     others: Vec<String>,
     /// How many there are of everything.
@@ -303,15 +318,21 @@ impl Listed {
             if let Some(Platform { os, architecture }) = &descriptor.platform
                 && (os, architecture) != (&"linux".to_owned(), &"amd64".to_owned())
             {
-                self.others.push(format!("{os}/{architecture}"));
+                self.others.push(untrusted(&format!("{os}/{architecture}"), MAX_NAME));
                 continue;
+            }
+            // No digest is as long.
+            if descriptor.digest.len() > MAX_NAME {
+                blob_name(&descriptor.digest)?;
             }
             if descriptor.media_type.ends_with(".index.v1+json")
                 || descriptor.media_type.ends_with(".manifest.list.v2+json")
             {
-                self.collect(store, blob(store, &descriptor)?, nesting + 1)?;
+                self.collect(store, blob(store, &descriptor.digest)?, nesting + 1)?;
             } else if self.found.iter().all(|other| other.digest != descriptor.digest) {
-                self.found.push(descriptor);
+                let name = descriptor.annotations.as_ref().and_then(|all| all.get(REF_NAME));
+                let name = untrusted(name.unwrap_or(&descriptor.digest), MAX_NAME);
+                self.found.push(Found { digest: descriptor.digest, name });
             }
         }
         Ok(())
@@ -324,7 +345,7 @@ fn from_saved(store: &Store) -> Result<Parts, ImageError> {
         [only] => only,
         several => {
             let tags = several.iter().flat_map(|image| image.repo_tags.iter().flatten());
-            return Err(ImageError::Several(several.len(), tags.cloned().collect::<Vec<_>>().join(", ")));
+            return Err(ImageError::Several(several.len(), some_of(tags)));
         }
     };
     // Most writers name the configuration after its digest: "<hex>.json", "blobs/sha256/<hex>" or "sha256:<hex>".
@@ -341,12 +362,15 @@ fn blob_name(digest: &str) -> Result<String, ImageError> {
         Some(hex) if hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
             Ok(format!("blobs/sha256/{hex}"))
         }
-        _ => Err(ImageError::Unsupported(format!("the image has a digest that is not sha256: {digest:?}"))),
+        _ => {
+            let digest = untrusted(digest, MAX_NAME);
+            Err(ImageError::Unsupported(format!("the image has a digest that is not sha256: {digest:?}")))
+        }
     }
 }
 
-fn blob<T: DeserializeOwned>(store: &Store, descriptor: &Descriptor) -> Result<T, ImageError> {
-    document(store, &blob_name(&descriptor.digest)?, Some(&descriptor.digest))
+fn blob<T: DeserializeOwned>(store: &Store, digest: &str) -> Result<T, ImageError> {
+    document(store, &blob_name(digest)?, Some(digest))
 }
 
 /// Reads and checks a JSON document.

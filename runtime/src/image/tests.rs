@@ -478,6 +478,29 @@ fn several_images_are_an_error_that_names_them() {
 }
 
 #[test]
+fn the_error_that_names_images_is_short_whatever_they_are_called() {
+    let layout = TempDir::new().unwrap();
+    let manifest = |number: usize| json!({ "digest": format!("sha256:{number}"), "annotations": { REF_NAME: "x".repeat(10_000) } });
+    write_index(layout.path(), &(0..100).map(manifest).collect::<Vec<_>>());
+
+    let result = Image::open(layout.path(), layout.path());
+
+    let Err(ImageError::Several(100, names)) = result else { panic!("{result:?}") };
+    assert!(names.starts_with("xxx") && names.ends_with("…, …") && names.chars().count() < 3000, "{names}");
+}
+
+#[test]
+fn a_digest_that_is_none_is_refused_before_it_is_kept() {
+    let layout = TempDir::new().unwrap();
+    let long = json!({ "digest": format!("sha256:{}", "0".repeat(10_000)) });
+    write_index(layout.path(), &[long.clone(), long]);
+
+    let result = Image::open(layout.path(), layout.path());
+
+    assert!(matches!(&result, Err(ImageError::Unsupported(text)) if text.len() < 300), "{result:?}");
+}
+
+#[test]
 fn index_that_contains_itself_ends_in_an_error() {
     // A digest can't contain itself; a document chain that is too long is the nearest a hostile image gets.
     let layout = TempDir::new().unwrap();
