@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use monohull_runtime::cgroup::Entered;
@@ -20,6 +21,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 
@@ -209,8 +211,7 @@ async fn run(
     }
     let _ = fs::remove_file(&socket);
     // That takes some time, and so does the end of a VMM: the kernel's time, in both.
-    let cgroups: Vec<Entered> = [cgroup, pod.take_cgroup()].into_iter().flatten().collect();
-    let left = tokio::task::spawn_blocking(|| cgroups.into_iter().filter(step_out).collect());
+    let left = leave([cgroup, pod.take_cgroup()].into_iter().flatten().collect());
     pod.close().await;
     // containerd's client takes an answer for lost that it finds together with the end of its connection. It closes that
     // itself when it has the answer to Shutdown.
@@ -218,6 +219,24 @@ async fn run(
         tracing::info!("a connection to the shim is still open; the shim ends");
     }
     Ok(left.await.unwrap_or_default())
+}
+
+/// Leaves the pod's cgroups, in a thread of its own where there is one to be had: the pod's `pids.max` counts them, and tokio's
+/// own panic then. Sends those that were left.
+fn leave(cgroups: Vec<Entered>) -> oneshot::Receiver<Vec<Entered>> {
+    let (give, take) = mpsc::channel::<Vec<Entered>>();
+    let (tell, left) = oneshot::channel();
+    let worker = move || {
+        let cgroups = take.recv().unwrap_or_default();
+        let _ = tell.send(cgroups.into_iter().filter(step_out).collect());
+    };
+    if thread::Builder::new().stack_size(HELPER_STACK).spawn(worker).is_ok() {
+        let _ = give.send(cgroups);
+        return left;
+    }
+    let (tell, left) = oneshot::channel();
+    let _ = tell.send(cgroups.into_iter().filter(step_out).collect());
+    left
 }
 
 fn step_out(cgroup: &Entered) -> bool {
