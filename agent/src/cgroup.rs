@@ -55,6 +55,11 @@ impl Cgroup {
         Self { path: format!("{PARENT}/{id}") }
     }
 
+    /// The cgroup of a program that debugs the guest, beside those of the pod; `id` as above. It has to be made.
+    pub(crate) fn of_debugger(id: &str) -> Self {
+        Self { path: format!("/debug-{id}") }
+    }
+
     /// Its path in the hierarchy, for the OCI spec.
     pub(crate) fn path(&self) -> &str {
         &self.path
@@ -153,8 +158,16 @@ impl Cgroup {
             return Ok(());
         }
         self.kill()?;
-        self.until("populated 0").await.doing(|| format!("wait until cgroup {} is empty", self.path))?;
+        self.emptied().await?;
         remove_tree(&self.directory()).doing(|| format!("remove cgroup {}", self.path))
+    }
+
+    /// Waits until no process is in it or below. One that is gone has none.
+    pub(crate) async fn emptied(&self) -> Result<()> {
+        match self.until("populated 0").await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.doing(|| format!("wait until cgroup {} is empty", self.path)),
+        }
     }
 
     /// Waits until cgroup.events has this line: the kernel announces its changes.

@@ -46,6 +46,44 @@ pub(crate) enum Action {
     Create { bundle: PathBuf },
     /// A process in a running container: an OCI Process in this file.
     Exec { process: PathBuf, privileges: Box<Privileges> },
+    /// No process of a container: the helper itself becomes this program.
+    Become(Program),
+}
+
+/// A program that runs in the guest itself.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// Directory of the cgroup that it enters.
+    pub(crate) cgroup: PathBuf,
+    /// Its standard input is a terminal, which it is to control.
+    pub(crate) terminal: bool,
+}
+
+impl Program {
+    /// Executes it. Returns only if that is not possible.
+    fn execute(&self, socket: &UnixStream) -> Reply {
+        match self.prepare(socket) {
+            Ok(()) => Reply::Created(std::process::id()).send(socket),
+            Err(error) => return Reply::Failed(format!("prepare for {}: {error}", self.path.display())),
+        }
+        let mut command = std::process::Command::new(&self.path);
+        command.args(&self.args).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
+        // What a dynamic program lacks here is its loader.
+        let error = command.current_dir("/").exec();
+        Reply::Refused(format!("the program can't be executed in the guest, is it static? {error}"))
+    }
+
+    fn prepare(&self, socket: &UnixStream) -> std::io::Result<()> {
+        std::fs::write(self.cgroup.join("cgroup.procs"), "0")?;
+        rustix::process::setsid()?;
+        if self.terminal {
+            rustix::process::ioctl_tiocsctty(std::io::stdin())?;
+        }
+        Ok(rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC)?)
+    }
 }
 
 /// What an exec'ed process has to give up before its exec, beyond what libcontainer makes it give up: libcontainer
@@ -121,10 +159,15 @@ pub(crate) fn main(fd: Option<&str>) -> Result<(), String> {
         UnixStream::from(crate::sys::inherited(fd).map_err(|error| format!("inherited socket: {error}"))?);
     let mut json = Vec::new();
     (&socket).read_to_end(&mut json).map_err(|error| format!("read the request: {error}"))?;
-    let request = serde_json::from_slice(&json).map_err(|error| format!("parse the request: {error}"))?;
+    let request: Request =
+        serde_json::from_slice(&json).map_err(|error| format!("parse the request: {error}"))?;
     // The agent's is -1000; libcontainer sets what the spec has, if it has any.
     std::fs::write("/proc/self/oom_score_adj", "0")
         .map_err(|error| format!("reset oom_score_adj: {error}"))?;
+    if let Action::Become(program) = &request.action {
+        program.execute(&socket).send(&socket);
+        return Ok(());
+    }
     let socket = Arc::new(socket);
     let reply = match make(request, Arc::clone(&socket)) {
         Ok(pid) => Reply::Created(pid),
@@ -136,8 +179,8 @@ pub(crate) fn main(fd: Option<&str>) -> Result<(), String> {
 
 fn make(request: Request, socket: Arc<UnixStream>) -> Result<u32, libcontainer::error::LibcontainerError> {
     let privileges = match &request.action {
-        Action::Create { .. } => None,
         Action::Exec { privileges, .. } => Some(privileges.clone()),
+        Action::Create { .. } | Action::Become(_) => None,
     };
     let builder = ContainerBuilder::new(request.container, SyscallType::default())
         .with_root_path(request.state)?
@@ -153,6 +196,7 @@ fn make(request: Request, socket: Arc<UnixStream>) -> Result<u32, libcontainer::
             let builder = builder.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true);
             Some(builder.build()?.as_raw())
         }
+        Action::Become(_) => None,
     };
     pid.and_then(|pid| u32::try_from(pid).ok())
         .ok_or_else(|| libcontainer::error::LibcontainerError::Other("the process has no pid".into()))

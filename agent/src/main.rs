@@ -5,6 +5,7 @@
 mod cgroup;
 mod clock;
 mod container;
+mod debug;
 mod devices;
 mod disk;
 mod early;

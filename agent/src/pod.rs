@@ -8,6 +8,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Environment};
+use crate::debug::Debuggers;
 use crate::error::{Error, Result, chain};
 use crate::network::{self, Network};
 use crate::pod_pids::PodPids;
@@ -22,6 +23,7 @@ pub(crate) struct Pod {
     /// CLOCK_BOOTTIME in microseconds when main began.
     started_us: u64,
     state: Mutex<State>,
+    debuggers: Debuggers,
     /// Held while the network is changed.
     network: Arc<tokio::sync::Mutex<Network>>,
     /// The pod's own PID namespace, once a container has asked for it.
@@ -66,7 +68,8 @@ impl Pod {
         let state = State { phase: Phase::Blank, own_pids: false, containers: Vec::new() };
         let (streams, ended) = (Streams::default(), watch::Sender::new(false));
         let (state, network, pids) = (state.into(), Arc::default(), None.into());
-        Self { streams, environment, started_us, state, network, pids, ended }
+        let debuggers = Debuggers::default();
+        Self { streams, environment, started_us, state, debuggers, network, pids, ended }
     }
 
     /// Brings the VM as near to a pod as it can be without knowing which. Its copies go on from there.
@@ -199,6 +202,15 @@ impl Pod {
         Ok(container.exec(&self.environment, request, connections).await?.pid())
     }
 
+    /// Starts a program in the guest itself; returns its pid.
+    pub(crate) async fn debug(&self, request: &agent::DebugRequest) -> Result<u32> {
+        self.check_phase(self.lock().phase)?;
+        let program = self.streams.one("program", &request.program).await?;
+        let program = program.ok_or_else(|| Error::Invalid("program: no stream is named".into()))?;
+        let connections = self.streams.take(request.stdio.get_or_default()).await?;
+        self.debuggers.start(&self.environment.launcher, request, program, connections).await
+    }
+
     pub(crate) async fn start(&self, id: &str) -> Result<()> {
         // By then the network is what it is to be, and spare devices are hidden.
         drop(self.network.lock().await);
@@ -206,6 +218,9 @@ impl Pod {
     }
 
     pub(crate) fn signal(&self, request: &agent::SignalRequest) -> Result<()> {
+        if request.container_id.is_empty() {
+            return self.debuggers.process(&request.exec_id)?.signal(request.signal);
+        }
         let container = self.container(&request.container_id)?;
         if request.all {
             return container.signal_all(request.signal);
@@ -215,6 +230,11 @@ impl Pod {
 
     /// Waits for the end of a process. One that Exec made is forgotten then.
     pub(crate) async fn wait(&self, request: &agent::ProcessRequest) -> Result<Exit> {
+        if request.container_id.is_empty() {
+            let exit = self.debuggers.process(&request.exec_id)?.wait().await;
+            self.debuggers.forget(&request.exec_id);
+            return Ok(exit);
+        }
         let container = self.container(&request.container_id)?;
         let exit = container.process(&request.exec_id)?.wait().await;
         container.forget(&request.exec_id);
@@ -222,6 +242,9 @@ impl Pod {
     }
 
     pub(crate) fn resize(&self, request: &agent::ResizeRequest) -> Result<()> {
+        if request.container_id.is_empty() {
+            return self.debuggers.process(&request.exec_id)?.resize(request.width, request.height);
+        }
         let container = self.container(&request.container_id)?;
         container.process(&request.exec_id)?.resize(request.width, request.height)
     }
@@ -273,6 +296,11 @@ impl Pod {
             self.check_phase(state.phase)?;
             if let Some((id, _)) = state.containers.iter().find(|(_, slot)| matches!(slot, Slot::Creating)) {
                 return Err(Error::Precondition(format!("container {id} is being created")));
+            }
+            if self.debuggers.are_there() {
+                return Err(Error::Precondition(
+                    "a command of `monohull exec` runs in the pod: end it first".into(),
+                ));
             }
             state.phase = Phase::Frozen;
         }
@@ -343,6 +371,8 @@ impl Pod {
             state.phase = Phase::Ending;
             std::mem::take(&mut state.containers)
         };
+        // They may use what containers have mounted.
+        self.debuggers.stop().await;
         // Last first: later ones may share the first one's namespaces.
         for (id, slot) in containers.into_iter().rev() {
             let Slot::Ready(container) = slot else { continue };

@@ -48,7 +48,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Watches over `child`. `at_exit` is called when it has ended and counts the OOM killer's victims.
-    fn new(
+    pub(crate) fn new(
         child: Child,
         (terminal, plugs): (Option<Terminal>, Plugs),
         at_exit: impl FnOnce() -> u64 + Send + 'static,
@@ -127,7 +127,7 @@ impl Replies {
     }
 
     /// Waits until the process exists. After an error the helper and all it made are gone.
-    async fn created(&mut self) -> Result<u32> {
+    pub(crate) async fn created(&mut self) -> Result<u32> {
         let (mut refused, mut failed) = (None, None);
         while let Some(reply) = self.next().await? {
             match reply {
@@ -207,7 +207,8 @@ impl Launcher {
         }
     }
 
-    fn spawn(&self, request: &Request, ends: ChildEnds) -> Result<Replies> {
+    /// Starts a helper with these streams. A [`crate::reaper::Launch`] has to be under way.
+    pub(crate) fn spawn(&self, request: &Request, ends: ChildEnds) -> Result<Replies> {
         let what = || "start the container helper".to_owned();
         let (ours, theirs) = StdUnixStream::pair().doing(what)?;
         // Nothing else is spawned before it is closed below: one thread of the agent spawns, this one.

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use monohull_protocol::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateProcessResponse,
-    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecRequest, ListProcessesResponse, Metrics, Mirror,
-    PrepareTemplateResponse, ProcessInfo, ProcessRequest, ReidentifyRequest, ResizeRequest,
+    CreateSandboxRequest, CreateSandboxResponse, DebugRequest, Empty, ExecRequest, ListProcessesResponse,
+    Metrics, Mirror, PrepareTemplateResponse, ProcessInfo, ProcessRequest, ReidentifyRequest, ResizeRequest,
     ResizeSandboxRequest, SignalRequest, UpdateRequest, WaitOomRequest, WaitOomResponse, WaitResponse,
 };
 use monohull_protocol::agent_ttrpc::{Agent, create_agent};
@@ -153,6 +153,10 @@ impl Agent for Service {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<CreateProcessResponse> {
         self.complete(|pod| async move { pod.exec(&request).await }).await.map(created)
+    }
+
+    async fn debug(&self, _: &TtrpcContext, request: DebugRequest) -> ttrpc::Result<CreateProcessResponse> {
+        self.complete(|pod| async move { pod.debug(&request).await }).await.map(created)
     }
 
     async fn start(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {

@@ -60,10 +60,10 @@ impl Streams {
     /// Takes the connections that `stdio` names. They were opened before the request was sent, but on other
     /// connections than the request, so they may be seen a little later.
     pub(crate) async fn take(&self, stdio: &monohull_protocol::agent::Stdio) -> Result<Connections> {
-        let stderr = if stdio.terminal { None } else { self.one("stderr", &stdio.stderr).await? };
+        let stderr = if stdio.terminal { None } else { self.one("stdio.stderr", &stdio.stderr).await? };
         Ok(Connections {
-            stdin: self.one("stdin", &stdio.stdin).await?,
-            stdout: self.one("stdout", &stdio.stdout).await?,
+            stdin: self.one("stdio.stdin", &stdio.stdin).await?,
+            stdout: self.one("stdio.stdout", &stdio.stdout).await?,
             stderr,
             frozen: self.frozen.subscribe(),
         })
@@ -75,7 +75,8 @@ impl Streams {
         self.frozen.subscribe()
     }
 
-    async fn one(&self, field: &str, name: &str) -> Result<Option<Connection>> {
+    /// Takes the connection called `name`, which `field` of a request names.
+    pub(crate) async fn one(&self, field: &str, name: &str) -> Result<Option<Connection>> {
         if name.is_empty() {
             return Ok(None);
         }
@@ -91,7 +92,7 @@ impl Streams {
         };
         match tokio::time::timeout(ARRIVAL_DEADLINE, arrived).await {
             Ok(connection) => Ok(Some(connection)),
-            Err(_) => Err(Error::Invalid(format!("stdio.{field}: no stream named {name:?} was opened"))),
+            Err(_) => Err(Error::Invalid(format!("{field}: no stream named {name:?} was opened"))),
         }
     }
 

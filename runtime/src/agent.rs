@@ -138,6 +138,12 @@ impl Agent {
         checked_pid(CALL, within(CALL, self.client.exec(unlimited(), request)).await?.pid)
     }
 
+    /// Guest pid of a program that runs in the guest itself.
+    pub(crate) async fn debug(&self, request: &proto::DebugRequest) -> Result<u32, AgentError> {
+        const CALL: &str = "Debug";
+        checked_pid(CALL, within(CALL, self.client.debug(unlimited(), request)).await?.pid)
+    }
+
     pub(crate) async fn start(&self, container: &str) -> Result<(), AgentError> {
         within("Start", self.client.start(unlimited(), &container_request(container))).await.map(drop)
     }

@@ -347,6 +347,28 @@ impl agent_ttrpc::Agent for Fake {
         Ok(proto::CreateProcessResponse { pid: PID + 1, ..Default::default() })
     }
 
+    /// Takes the program, and writes its length and first argument.
+    async fn debug(
+        &self,
+        _: &TtrpcContext,
+        request: proto::DebugRequest,
+    ) -> ttrpc::Result<proto::CreateProcessResponse> {
+        let stream = self.streams.lock().unwrap().remove(&request.program);
+        let mut program = Vec::new();
+        stream.unwrap().read_to_end(&mut program).await.unwrap();
+        self.note(&format!("debug {} {}", program.len(), request.args.join(" ")));
+        if request.args[0] == "none" {
+            return refuse(ttrpc::Code::INVALID_ARGUMENT, "no such program");
+        }
+        self.greet(request.stdio.as_ref(), &request.args[0]).await;
+        Ok(proto::CreateProcessResponse { pid: PID + 2, ..Default::default() })
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: proto::ResizeRequest) -> ttrpc::Result<proto::Empty> {
+        self.note(&format!("resize {}x{}", request.width, request.height));
+        Ok(proto::Empty::new())
+    }
+
     async fn start(&self, _: &TtrpcContext, request: proto::ContainerRequest) -> ttrpc::Result<proto::Empty> {
         self.note(&format!("start {}", request.container_id));
         if request.container_id == "no-start" {

@@ -8,6 +8,7 @@ pub mod check;
 pub mod container;
 pub mod device;
 pub mod disk;
+pub mod exec;
 #[cfg(test)]
 mod fake;
 mod forward;

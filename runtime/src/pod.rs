@@ -3,6 +3,7 @@
 mod containers;
 mod control;
 mod copy;
+mod debug;
 mod error;
 mod link;
 mod network;
@@ -147,6 +148,8 @@ pub struct Pod {
     network: Option<tokio::sync::Mutex<Network>>,
     /// Whether the engine has attached the pod to its networks.
     settled: watch::Sender<bool>,
+    /// Whether its end has begun.
+    ending: watch::Sender<bool>,
     /// Made when the first container shares something of the host.
     share: OnceCell<Arc<Share>>,
     mirrors: Mirrors,
@@ -198,6 +201,7 @@ impl Pod {
 
     /// Ends the pod: orderly through the agent, by force when the VM or agent does not answer. Leaves nothing.
     pub async fn shutdown(&self) -> Result<ExitReason, PodError> {
+        self.ending.send_replace(true);
         if !self.link.vm.has_ended() {
             self.end_vm().await;
         }

@@ -55,6 +55,9 @@ pub struct Settings {
     /// Where a span of each step of a pod's start is sent (OTLP by HTTP, JSON): "http://ADDRESS:PORT/PATH" or "unix:PATH"; nowhere by
     /// default.
     pub traces: Collector,
+    /// A static busybox of the host, as "/bin/busybox", with which root may run commands in the guests of pods (`monohull exec`); not allowed
+    /// by default.
+    pub debug_shell: PathBuf,
 }
 
 /// The least important messages that are logged.
@@ -130,6 +133,7 @@ impl Default for Settings {
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
             traces: Collector::None,
+            debug_shell: PathBuf::new(),
         }
     }
 }

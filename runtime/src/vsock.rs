@@ -87,7 +87,7 @@ impl Vsock {
     }
 
     /// Opens a stdio stream and tells the agent its name.
-    async fn stdio(&self, name: &str) -> Result<UnixStream, VsockError> {
+    pub(crate) async fn stdio(&self, name: &str) -> Result<UnixStream, VsockError> {
         let mut stream = self.connect(STDIO_PORT).await?;
         let mut preamble = vec![u8::try_from(name.len()).map_err(|_| VsockError::Refused(STDIO_PORT))?];
         preamble.extend_from_slice(name.as_bytes());

@@ -232,7 +232,7 @@ const AGENT: &[(&str, Rule)] = &[
     ("log_level", NotNeeded("the guest's messages: `monohull run --console`")),
     ("enable_tracing", Missing(TRACING)),
     ("kernel_modules", Missing(GUEST_KERNEL)),
-    ("debug_console_enabled", Missing("there is no shell in the guest")),
+    ("debug_console_enabled", Missing("name a static busybox as debug_shell, for `monohull exec`")),
     ("container_pipe_size", NotNeeded("pipes are as large as the kernel makes them")),
     ("dial_timeout", NotNeeded(TIMEOUT)),
     ("dial_timeout_ms", NotNeeded(TIMEOUT)),

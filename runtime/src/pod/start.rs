@@ -14,6 +14,7 @@ use super::resize::Sizing;
 use super::{Containers, Link, Name, Pod, PodConfig, PodError, Shape, network, start_share};
 use crate::agent::Agent;
 use crate::disk::ImageDisk;
+use crate::exec;
 use crate::mirror::Mirrors;
 use crate::network::{NICS, Network};
 use crate::settings::Settings;
@@ -220,7 +221,7 @@ pub(super) struct Parts {
     pub(super) share: OnceCell<Arc<Share>>,
 }
 
-/// Makes a pod whose guest is ready, and listens for those who want a snapshot of it.
+/// Makes a pod whose guest is ready, and listens for those who want a snapshot of it, or a command in it if that is allowed.
 pub(super) fn assemble(
     settings: &Settings,
     timeline: &Timeline,
@@ -231,6 +232,8 @@ pub(super) fn assemble(
     let Parts { vm_config, vm, link, vsock, state, disk, sizing, sockets, network, share } = parts;
     let VmConfig { memory_mib, hotplug_mib, vcpus, nics, .. } = vm_config;
     let listener = door::listen(state.dir()).map_err(VmError::Watch)?;
+    let debugged = !settings.debug_shell.as_os_str().is_empty();
+    let debuggers = debugged.then(|| exec::listen(state.dir())).transpose().map_err(VmError::Watch)?;
     let watch = link.vm.clone();
     let pod = Arc::new(Pod {
         settings: settings.clone(),
@@ -253,12 +256,20 @@ pub(super) fn assemble(
         sizing: tokio::sync::Mutex::new(sizing),
         oom_score: AtomicI32::new(i32::MIN),
         settled: watch::Sender::new(false),
+        ending: watch::Sender::new(false),
         next_stream: AtomicU64::new(FIRST_STREAM),
     });
     let weak = Arc::downgrade(&pod);
     tokio::spawn(async move {
+        let commands = async {
+            match debuggers {
+                Some(listener) => exec::serve(listener, weak.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = door::serve(listener, weak) => {}
+            () = door::serve(listener, weak.clone()) => {}
+            () = commands => {}
             _ = watch.ended() => {}
         }
     });

@@ -4,6 +4,7 @@ mod block;
 mod check;
 mod clone;
 mod debug;
+mod exec;
 mod failure;
 mod generated;
 mod install;
@@ -58,6 +59,7 @@ enum Command {
     Trace(trace::Arguments),
     Logs(logs::Arguments),
     Debug(debug::Arguments),
+    Exec(exec::Arguments),
     Metrics(metrics::Arguments),
     Template(template::Arguments),
     Install(Box<install::Arguments>),
@@ -73,8 +75,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nothing is left to do if standard error is closed.
             let _ = error.print();
-            let run =
-                std::env::args_os().nth(1).is_some_and(|command| command == "run" || command == "clone");
+            let run = std::env::args_os()
+                .nth(1)
+                .is_some_and(|command| ["run", "clone", "exec"].iter().any(|name| command == *name));
             return ExitCode::from(match error.exit_code() {
                 0 => 0,
                 _ if run => run::OWN_FAILURE,
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => trace::trace(&arguments),
         Command::Logs(arguments) => logs::logs(&arguments),
         Command::Debug(arguments) => debug::debug(&arguments),
+        Command::Exec(arguments) => exec::exec(arguments),
         Command::Template(arguments) => template::template(&arguments),
         Command::Install(arguments) => install::install(&arguments),
         Command::Uninstall(arguments) => install::uninstall(&arguments),
