@@ -4,6 +4,7 @@
 //! boots one in QEMU and runs them. There, `/agent` is the agent's binary, `/dev/vda` holds an erofs image of busybox
 //! from sector 2048 on and an ext4 filesystem behind it.
 
+mod debug;
 mod host;
 mod network;
 
@@ -17,6 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ttrpc::context::with_timeout;
 
 use crate::server::End;
+use debug::{
+    a_program_of_the_host_has_a_terminal_of_the_right_size,
+    a_program_of_the_host_runs_in_the_guest_and_all_that_it_started_ends_with_it,
+    a_program_that_lacks_its_loader_is_refused, one_in_the_way_of,
+};
 use host::{
     CONTAINERS, DEADLINE, EROFS, EXT4, Host, container, extent, nothing_left, process, refusal, rootfs,
     shell, spec, storage,
@@ -417,6 +423,7 @@ async fn processes_left_behind_end_with_the_container(host: &Host) {
 async fn shutdown_ends_all_and_answers(host: Host) {
     host.sleeper("a", &spec(&["true"])).await;
     host.create("b", &spec(&["true"]), Stdio::default()).await.unwrap();
+    one_in_the_way_of(&host, "a").await;
     host.client.shutdown(with_timeout(DEADLINE), &Empty::new()).await.unwrap();
     assert_eq!(host.server.await.unwrap(), End::Shutdown);
     nothing_left("a");
@@ -457,6 +464,9 @@ async fn the_agent_keeps_its_promises() {
         a_container_can_join_the_processes_of_another
         devices_that_are_not_allowed_cannot_be_used
         processes_left_behind_end_with_the_container
+        a_program_of_the_host_runs_in_the_guest_and_all_that_it_started_ends_with_it
+        a_program_of_the_host_has_a_terminal_of_the_right_size
+        a_program_that_lacks_its_loader_is_refused
     }
     shutdown_ends_all_and_answers(host).await;
 }

@@ -138,7 +138,7 @@ fn exec(engine: &Engine) {
     );
     let left = said(
         &pod,
-        "grep -l ^sleep /proc/[0-9]*/cmdline | wc -l; ls /run/monohull/debug /sys/fs/cgroup | grep -c debug-",
+        "grep -l ^sleep /proc/[0-9]*/cmdline | wc -l; ls -d /run/monohull/debug/* /sys/fs/cgroup/debug-* | wc -l",
     );
     assert_eq!(left.text(), "1\n2\n", "the container's process, and its own directory and cgroup");
     engine.remove(&pod);

@@ -62,7 +62,7 @@ impl Pod {
         let program = read.await.map_err(|error| PodError::Invalid(format!("debug_shell: {error}")))??;
         let _change = self.changes.read().await;
         let number = self.stream_prefix();
-        let (exec_id, stream) = (format!("debug-{number}"), format!("{number}.program"));
+        let (exec_id, stream) = (number.to_string(), format!("{number}.program"));
         let opened = tokio::try_join!(self.vsock.streams(stdio, number), self.vsock.stdio(&stream));
         let ((streams, names), to) = match opened {
             Ok(opened) => opened,
