@@ -158,16 +158,8 @@ impl Cgroup {
             return Ok(());
         }
         self.kill()?;
-        self.emptied().await?;
+        self.until("populated 0").await.doing(|| format!("wait until cgroup {} is empty", self.path))?;
         remove_tree(&self.directory()).doing(|| format!("remove cgroup {}", self.path))
-    }
-
-    /// Waits until no process is in it or below. One that is gone has none.
-    pub(crate) async fn emptied(&self) -> Result<()> {
-        match self.until("populated 0").await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.doing(|| format!("wait until cgroup {} is empty", self.path)),
-        }
     }
 
     /// Waits until cgroup.events has this line: the kernel announces its changes.

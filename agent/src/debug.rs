@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use monohull_protocol::agent::{DebugRequest, Stdio};
 use rustix::pty::{OpenptFlags, openpt, unlockpt};
 use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Doing, Error, Result, chain};
@@ -37,7 +38,8 @@ pub(crate) struct Debuggers(Mutex<HashMap<String, Debugger>>);
 enum Debugger {
     /// It is being made; the name is taken.
     Starting,
-    Running(Arc<Process>),
+    /// The receiver's sender goes when nothing is left of it.
+    Running(Arc<Process>, watch::Receiver<()>),
 }
 
 impl Debuggers {
@@ -65,10 +67,12 @@ impl Debuggers {
         match made.await {
             Ok(process) => {
                 let pid = process.pid();
-                self.lock().insert(id.clone(), Debugger::Running(Arc::clone(&process)));
+                let (left, gone) = watch::channel(());
+                self.lock().insert(id.clone(), Debugger::Running(Arc::clone(&process), gone));
                 tokio::spawn(async move {
                     process.wait().await;
                     place.remove().await;
+                    drop(left);
                 });
                 Ok(pid)
             }
@@ -83,7 +87,7 @@ impl Debuggers {
     /// One that has been started, until it is forgotten.
     pub(crate) fn process(&self, id: &str) -> Result<Arc<Process>> {
         match self.lock().get(id) {
-            Some(Debugger::Running(process)) => Ok(Arc::clone(process)),
+            Some(Debugger::Running(process, _)) => Ok(Arc::clone(process)),
             Some(Debugger::Starting) => Err(Error::Precondition(format!("exec {id} is being created"))),
             None => Err(Error::NotFound(format!("the guest has no exec {id}"))),
         }
@@ -98,19 +102,23 @@ impl Debuggers {
     pub(crate) fn are_there(&self) -> bool {
         self.lock().values().any(|debugger| match debugger {
             Debugger::Starting => true,
-            Debugger::Running(process) => process.exit().is_none(),
+            Debugger::Running(process, _) => process.exit().is_none(),
         })
     }
 
     /// Kills all, and waits until nothing that they have started is left.
     pub(crate) async fn stop(&self) {
-        let ids: Vec<_> = self.lock().keys().cloned().collect();
-        for cgroup in ids.iter().map(|id| Cgroup::of_debugger(id)) {
-            let stopped = async {
-                cgroup.kill()?;
-                cgroup.emptied().await
-            };
-            stopped.await.unwrap_or_else(|error| kmsg::error(chain(&error)));
+        let running = |(id, debugger): (&String, &Debugger)| match debugger {
+            Debugger::Starting => None,
+            Debugger::Running(_, gone) => Some((id.clone(), gone.clone())),
+        };
+        let all: Vec<_> = self.lock().iter().filter_map(running).collect();
+        for (id, mut gone) in all {
+            if let Err(error) = Cgroup::of_debugger(&id).kill() {
+                kmsg::error(chain(&error));
+            }
+            // An error is what it waits for.
+            let _ = gone.changed().await;
         }
     }
 
