@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages docs chart unit \
-	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl matrix \
+	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl crio matrix \
 	fstest install-test k8s-objects bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
@@ -148,6 +148,9 @@ critest: build ## Kubernetes' conformance suite for the CRI, in the test host; w
 
 nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, compared (FILTER=name for some)
 	@tests/run nerdctl $(FILTER)
+
+crio: build ## Pods of CRI-O, with Monohull as `monohull install` configures it and with runc, compared (FILTER=name for some)
+	@tests/run crio $(FILTER)
 
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)

@@ -74,8 +74,7 @@ enum Keeping {
 }
 
 impl Log {
-    /// The log of a pod's shim, for an engine that has made the FIFO `path`; CRI-O makes none. `debug`: the engine wants debug
-    /// messages.
+    /// The log of a pod's shim, for an engine that has made the FIFO `path`. `debug`: the engine wants debug messages.
     pub fn of_shim(path: &Path, pod: &str, debug: bool) -> Self {
         // Open for reading too: a FIFO without a reader would refuse to open, and later raise SIGPIPE. Non-blocking: a
         // containerd that is away must not stop us; its lines are lost.

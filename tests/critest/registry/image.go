@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -86,19 +87,17 @@ func image(layers []blob, config runConfig) ([]blob, error) {
 	return append([]blob{newBlob(manifestType, manifest), configBlob}, layers...), nil
 }
 
-// pack writes a layer as an uncompressed archive; the same files give the same bytes. Parents come before their
-// children, and what a hard link names before the link.
+// pack writes a layer as an uncompressed archive; the same files give the same bytes, and each is there once, which
+// containers/storage insists on. Parents come before their children, and what a hard link names before the link.
 func (l layer) pack() (blob, error) {
-	names := make([]string, 0, len(l))
-	for name := range l {
-		names = append(names, name)
+	for _, name := range slices.Collect(maps.Keys(l)) {
 		for parent := path.Dir(name); parent != "/"; parent = path.Dir(parent) {
 			if _, there := l[parent]; !there {
 				l[parent] = file{mode: 0o755, dir: true}
-				names = append(names, parent)
 			}
 		}
 	}
+	names := slices.Collect(maps.Keys(l))
 	slices.SortFunc(names, func(a, b string) int {
 		if linkA, linkB := l[a].hardLink != "", l[b].hardLink != ""; linkA != linkB {
 			if linkA {
