@@ -18,7 +18,8 @@ YAML
 case_exec_with_input_exit_code_and_terminal() {
     sleeper p
     local status=0
-    is 'output and errors' $'err\nout' in_pod p sh -c 'echo err >&2; echo out'
+    is output out in_pod p sh -c 'echo out; echo err >&2'
+    has errors err in_pod p sh -c 'echo out; echo err >&2'
     in_pod p sh -c 'exit 7' 2> /dev/null || status=$?
     [ "$status" = 7 ] || fail "exit code $status and not 7"
     is input 12345 k exec -i p -- cat <<< 12345
@@ -77,12 +78,12 @@ hostname: web, subdomain: sites, hostAliases: [{ip: 192.0.2.7, hostnames: [other
 dnsPolicy: None, dnsConfig: {nameservers: [192.0.2.53], searches: [a.example], options: [{name: ndots, value: "3"}]},
 containers: [{name: main, image: IMAGE, command: [sleep, "3600"], env: [
   {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}},
-  {name: CPUS, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}], resources: {limits: {cpu: "1", memory: 64Mi}}}]
+  {name: MEMORY, valueFrom: {resourceFieldRef: {resource: limits.memory}}}], resources: {limits: {memory: 64Mi}}}]
 YAML
     ready p
     is hostname web in_pod p hostname
     has 'aliases in /etc/hosts' other.example in_pod p cat /etc/hosts
-    is environment "$(field p '{.status.podIP}') node 1" in_pod p sh -c 'echo $IP $NODE $CPUS'
+    is environment "$(field p '{.status.podIP}') node 67108864" in_pod p sh -c 'echo $IP $NODE $MEMORY'
     has address "$(field p '{.status.podIP}')" in_pod p ip address show eth0
     is resolv.conf $'search a.example\nnameserver 192.0.2.53\noptions ndots:3' in_pod p cat /etc/resolv.conf
 }
