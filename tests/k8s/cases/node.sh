@@ -30,7 +30,7 @@ spec: {replicas: $1, selector: {matchLabels: {app: d$1}}, template: {metadata: {
 YAML
     k rollout status "deployment/d$1" --timeout 900s > /dev/null || stuck "d$1"
     figure "a deployment of $1" "$(seconds_since "$start")"
-    k delete deployment "d$1" --cascade foreground --timeout 900s > /dev/null
+    k delete deployment "d$1" --cascade=foreground --timeout 900s > /dev/null
 }
 case_a_deployment_of_one_pod() {
     deployment 1
