@@ -18,8 +18,8 @@ case_pods_services_and_ports_of_the_node() {
 {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
 YAML
     ready web
-    is 'from pod to pod' web in_pod client wget -q -T 20 -O - "http://$(field web '{.status.podIP}'):8080/"
-    is 'by the service' web in_pod client wget -q -T 20 -O - "http://$(k get service web -o 'jsonpath={.spec.clusterIP}')/"
+    is 'from pod to pod' web in_pod client timeout 20 wget -q -O - "http://$(field web '{.status.podIP}'):8080/"
+    is 'by the service' web in_pod client timeout 20 wget -q -O - "http://$(k get service web -o 'jsonpath={.spec.clusterIP}')/"
     has "the service's variables" WEB_SERVICE_HOST in_pod client env || true
     is "by the node's port" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$(k get service web -o 'jsonpath={.spec.ports[0].nodePort}')/"
     is "by the pod's port of the node" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$host_port/"
@@ -27,7 +27,7 @@ YAML
 
 case_a_pod_reaches_the_api_server_as_its_account() {
     sleeper p
-    in_pod p nc -z -w 20 "$service_address" 443 || fail "the API server is not reached"
+    in_pod p nc -w 20 "$service_address" 443 -e true || fail "the API server is not reached"
     local token
     token=$(in_pod p cat /var/run/secrets/kubernetes.io/serviceaccount/token)
     has 'who the token is' "system:serviceaccount:$namespace:default" kubectl --token "$token" auth whoami

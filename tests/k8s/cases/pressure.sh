@@ -34,7 +34,7 @@ case_what_kubectl_top_reads_of_containers() {
     # First it takes what it takes; then that stays.
     pod p << 'YAML'
 volumes: [{name: memory, emptyDir: {medium: Memory}}], containers: [{name: main, image: IMAGE, resources: {limits: {memory: 128Mi}},
-  command: [sh, -c, "head -c 60m /dev/zero > /memory/file; i=0; while [ $i -lt 1000000 ]; do i=$((i + 1)); done; touch /tmp/done; exec sleep 3600"],
+  command: [sh, -c, "head -c 60m /dev/zero > /memory/file; i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done; touch /tmp/done; exec sleep 3600"],
   volumeMounts: [{name: memory, mountPath: /memory}], readinessProbe: {exec: {command: [cat, /tmp/done]}, periodSeconds: 10, timeoutSeconds: 20, failureThreshold: 100}}]
 YAML
     ready p
@@ -68,11 +68,10 @@ YAML
 }
 
 case_huge_pages() {
-    kubelet_knows() { kubectl wait --for 'jsonpath={.status.allocatable.hugepages-2Mi}=16Mi' --timeout "$1" node/node > /dev/null 2>&1; }
-    # The kubelet counts them when it starts.
-    if ! kubelet_knows 1s; then
-        on_node 'echo 8 > /proc/sys/vm/nr_hugepages; /opt/tests/k8s/node restart kubelet'
-        kubelet_knows "$patience" || fail "the node has no huge pages"
+    # The emulated node has 8 of them; a machine that is a test host itself is left as it is.
+    if [[ $(kubectl get node node -o 'jsonpath={.status.allocatable.hugepages-2Mi}') =~ ^0?$ ]]; then
+        explained 'not tried: the node has none'
+        return
     fi
     pod p << 'YAML'
 restartPolicy: Never, volumes: [{name: huge, emptyDir: {medium: HugePages}}], containers: [{name: main, image: IMAGE,
