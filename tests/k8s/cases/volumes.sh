@@ -22,7 +22,7 @@ YAML
     is files $'one\nsecret\none\nsecret' in_pod p sh -c 'cat /config/key; echo; cat /secret/word; echo; cat /all/key; echo; cat /all/word'
     is 'mode of the secret' 400 in_pod p stat -L -c %a /secret/word
     is labels 'app="p"' in_pod p cat /all/labels
-    is 'parts of the token' 3 in_pod p sh -c 'tr . "\n" < /all/token | wc -l'
+    is 'dots in the token' 2 in_pod p sh -c 'tr -cd . < /all/token | wc -c'
     k patch configmap c --patch '{"data": {"key": "two"}}' > /dev/null
     k patch secret s --patch '{"stringData": {"word": "changed"}}' > /dev/null
     k label pod p more=yes > /dev/null
