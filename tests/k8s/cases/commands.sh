@@ -49,10 +49,11 @@ case_port_forward_reaches_what_listens_on_localhost() {
 containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"]}]
 YAML
     ready p
-    k port-forward p 18080:8080 > /dev/null 2>&1 &
-    local forward=$!
+    # Not by a function, which would be a shell between: this is what ends below.
+    "$work/programs/kubectl" --kubeconfig "$work/pki/admin.conf" --namespace "$namespace" port-forward p 18080:8080 > /dev/null 2>&1 &
+    forward=$!
+    trap 'kill "$forward"' EXIT # of the case's own shell
     is answer hello curl --silent --retry 60 --retry-delay 1 --retry-all-errors http://127.0.0.1:18080/
-    kill "$forward"
 }
 
 case_an_ephemeral_container_sees_its_targets_processes() {
