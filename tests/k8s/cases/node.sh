@@ -39,3 +39,4 @@ case_a_deployment_of_one_pod() {
 case_a_deployment_of_20_pods() {
     deployment 20
 }
+alone+=(case_pods_outlive_a_restart_of_the_kubelet_and_of_containerd case_a_deployment_of_one_pod case_a_deployment_of_20_pods)
