@@ -6,6 +6,10 @@
 tools_size=2G
 payload_size=2G
 
+# The other end of the machine's network card: the tap device that MONOHULL_CABLE names, else nothing.
+cable=hubport,hubid=0
+[ -z "${MONOHULL_CABLE:-}" ] || cable=tap,script=no,downscript=no,ifname=$MONOHULL_CABLE
+
 # emulator MODE IMAGE INITRAMFS DIR [ARG…]: becomes QEMU. MODE is `fast` or `icount`; DIR holds tools.erofs,
 # payload.erofs and the FIFOs control.in, control.out and heartbeat, and receives console.log, output and results.
 #
@@ -32,6 +36,7 @@ emulator() {
         -serial "file:$dir/console.log" \
         "${disks[@]}" \
         -device virtio-rng-pci \
+        -netdev "$cable,id=cable" -device virtio-net-pci,netdev=cable,mac=52:54:00:6d:6f:6e,romfile= \
         -device virtio-serial-pci \
         -chardev "pipe,id=control,path=$dir/control" -device virtserialport,chardev=control,name=control \
         -chardev "file,id=output,path=$dir/output" -device virtserialport,chardev=output,name=output \

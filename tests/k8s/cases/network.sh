@@ -1,0 +1,35 @@
+# shellcheck shell=bash disable=SC2154
+# How pods are reached, and what they reach.
+
+# server NAME: a pod that answers HTTP on port 8080 with its name.
+server() {
+    pod "$1" << YAML
+containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo $1 > /www/index.html; exec httpd -f -p 8080 -h /www"],
+  ports: [{containerPort: 8080, hostPort: $2}], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, timeoutSeconds: 20}}]
+YAML
+}
+
+case_pods_services_and_ports_of_the_node() {
+    local host_port=18081
+    [ "$class" = runc ] || host_port=18082
+    server web "$host_port"
+    apply << 'YAML'
+{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
+YAML
+    sleeper client
+    ready web
+    is 'from pod to pod' web in_pod client timeout 20 wget -q -O - "http://$(field web '{.status.podIP}'):8080/"
+    is 'by the service' web in_pod client timeout 20 wget -q -O - "http://$(k get service web -o 'jsonpath={.spec.clusterIP}')/"
+    has "the service's variables" WEB_SERVICE_HOST in_pod client env
+    is "by the node's port" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$(k get service web -o 'jsonpath={.spec.ports[0].nodePort}')/"
+    is "by the pod's port of the node" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$host_port/"
+}
+
+case_a_pod_reaches_the_api_server_as_its_account() {
+    sleeper p
+    in_pod p nc -w 20 "$service_address" 443 -e true || fail "the API server is not reached"
+    local token
+    token=$(in_pod p cat /var/run/secrets/kubernetes.io/serviceaccount/token)
+    has 'who the token is' "system:serviceaccount:$namespace:default" \
+        "$work/programs/kubectl" --kubeconfig /dev/null --server "https://$control_address:6443" --certificate-authority "$work/pki/ca.crt" --token "$token" auth whoami
+}
