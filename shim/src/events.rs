@@ -60,6 +60,11 @@ impl Publisher {
         Self { namespace, queue: Some(queue) }
     }
 
+    /// Whether there is an engine that takes them.
+    pub(crate) fn are_taken(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Queues an event of package `containerd.events`. Never waits: an event too many is lost, and logged.
     pub(crate) fn publish<M: Message>(&self, topic: &str, event: &M) {
         let Some(queue) = &self.queue else { return };

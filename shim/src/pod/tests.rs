@@ -297,8 +297,18 @@ const SHIM_PID: u32 = 4711;
 impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("events");
+        Self::telling(dir, address.to_str().unwrap()).await
+    }
+
+    /// For CRI-O.
+    async fn without_events() -> Self {
+        Self::telling(tempfile::tempdir().unwrap(), "").await
+    }
+
+    async fn telling(dir: TempDir, address: &str) -> Self {
         let (containerd, events) = fake_containerd(&dir.path().join("events")).await;
-        let publisher = Publisher::start(dir.path().join("events").to_str().unwrap(), "n");
+        let publisher = Publisher::start(address, "n");
         let info = PodInfo {
             id: "p1".into(),
             namespace: "n".into(),

@@ -453,3 +453,19 @@ async fn the_end_of_a_pod_waits_for_what_is_being_created_and_nothing_is_created
     drop(creation);
     closing.await.unwrap();
 }
+
+#[tokio::test]
+async fn an_engine_that_takes_no_events_can_stop_what_has_ended() {
+    let t = Fixture::without_events().await;
+    t.create("p1", json!({})).await.unwrap();
+    t.start("p1", "").await.unwrap();
+    t.guest().process("p1").end(0, 0);
+    assert_eq!(t.wait("p1", "").await.unwrap(), 0);
+    t.kill("p1", "", 15).await.unwrap();
+    assert_eq!(
+        refusal(t.kill("p1", "", 0).await).0,
+        Code::NOT_FOUND,
+        "it asks so whether the container is alive"
+    );
+    t.delete("p1", "").await.unwrap();
+}
