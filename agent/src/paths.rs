@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
 
 use crate::error::{Doing, Error, Result};
 
@@ -48,6 +48,31 @@ pub(crate) fn make_directories(base: &Path, relative: &Path) -> Result<OwnedFd> 
         directory = openat2(&directory, name, DIRECTORY, Mode::empty(), NO_LINKS).doing(what)?;
     }
     Ok(directory)
+}
+
+/// Opens what `relative` names below the open directory `root`, for use as a mount's source, following no symbolic link.
+/// Directories that are missing are made with the mode of `root`, as the kubelet makes a `subPath`.
+pub(crate) fn reach(root: OwnedFd, relative: &Path) -> Result<OwnedFd> {
+    let what = || format!("open {} of a volume (no symbolic links allowed in it)", relative.display());
+    let mode = Mode::from_raw_mode(fstat(&root).doing(what)?.st_mode & 0o7777);
+    let mut reached = root;
+    for part in relative.components() {
+        let Component::Normal(name) = part else {
+            return Err(Error::Invalid(format!("{} has a component that is no name", relative.display())));
+        };
+        let open = |flags| openat2(&reached, name, flags | OFlags::CLOEXEC, Mode::empty(), NO_LINKS);
+        reached = match mkdirat(&reached, name, mode) {
+            Ok(()) => {
+                let made = open(OFlags::RDONLY | OFlags::DIRECTORY).doing(what)?;
+                // mkdir(2) masks the mode.
+                fchmod(&made, mode).doing(what)?;
+                made
+            }
+            Err(rustix::io::Errno::EXIST) => open(OFlags::PATH).doing(what)?,
+            Err(error) => return Err(error).doing(what),
+        };
+    }
+    Ok(reached)
 }
 
 /// Makes directory `path` in the tree at `root` as a process chrooted there would: symbolic links are resolved within
@@ -107,6 +132,21 @@ mod tests {
         assert!(make_directories(base.path(), Path::new("link/x")).is_err());
         assert!(make_directories(base.path(), Path::new("a/b/c")).is_ok());
         assert!(base.path().join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn what_is_reached_below_a_volume_has_its_mode_and_follows_no_link() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let base = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o2777)).unwrap();
+        symlink("/tmp", base.path().join("link")).unwrap();
+        std::fs::write(base.path().join("file"), "").unwrap();
+        let reached = |relative| reach(open_path(base.path()).unwrap(), Path::new(relative));
+        assert!(reached("").is_ok() && reached("file").is_ok() && reached("a/b").is_ok());
+        assert_eq!(base.path().join("a/b").metadata().unwrap().mode() & 0o7777, 0o2777);
+        for bad in ["link", "link/x", "../x", "/a", "file/x"] {
+            assert!(reached(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl Storages {
             }
             ("memory", Some(Source::Path(name))) => {
                 let source = sources.share.memory(name, &options).await?;
+                let source = paths::reach(source, Path::new(&storage.within))?;
                 let target = bind_target(&source, directory, relative)?;
                 mount::bind_open(&source, &Options::default(), &target, "a file system in memory")?;
             }

@@ -109,6 +109,7 @@ pub(crate) struct Storage<S> {
     pub(crate) target: String,
     pub(crate) options: Vec<String>,
     pub(crate) directories: Vec<String>,
+    pub(crate) within: String,
 }
 
 /// A source as planned: host paths.
@@ -155,14 +156,16 @@ pub(crate) enum HostTree {
 
 impl<S> Storage<S> {
     fn new(fstype: &str, source: S, target: String, options: Vec<String>) -> Self {
-        Self { fstype: fstype.to_owned(), source, target, options, directories: Vec::new() }
+        let (directories, within) = (Vec::new(), String::new());
+        Self { fstype: fstype.to_owned(), source, target, options, directories, within }
     }
 }
 
 /// A pod's tmpfs in place of one on the host.
 pub(crate) fn memory(volume: MemoryVolume) -> Storage<Planned> {
     let name = volume.source.to_string_lossy().into_owned();
-    Storage::new("memory", Planned::Name(name), volume.target, volume.options)
+    let storage = Storage::new("memory", Planned::Name(name), volume.target, volume.options);
+    Storage { within: volume.within, ..storage }
 }
 
 /// A file system of the host's that is not the root.
@@ -311,7 +314,7 @@ fn tmpfs_upper(mut options: Vec<String>, base: &str) -> [Storage<Planned>; 2] {
 /// Opens images. Trees are mounted once the pod has its fs server.
 pub(crate) fn prepare(storages: Vec<Storage<Planned>>) -> Result<Vec<Storage<Source>>, RootfsError> {
     let mut ready = Vec::with_capacity(storages.len());
-    for Storage { fstype, source, target, options, directories } in storages {
+    for Storage { fstype, source, target, options, directories, within } in storages {
         let source = match source {
             Planned::Image { path, read_only } => {
                 Source::File { file: image::open(&path, read_only)?, read_only }
@@ -320,7 +323,7 @@ pub(crate) fn prepare(storages: Vec<Storage<Planned>>) -> Result<Vec<Storage<Sou
             Planned::Path(path) => Source::Path(path.to_owned()),
             Planned::Name(name) => Source::Path(name),
         };
-        ready.push(Storage { fstype, source, target, options, directories });
+        ready.push(Storage { fstype, source, target, options, directories, within });
     }
     Ok(ready)
 }

@@ -2,6 +2,7 @@
 //! host is rewritten or dropped.
 
 mod devices;
+mod mountinfo;
 mod mounts;
 mod namespaces;
 #[cfg(test)]
@@ -79,7 +80,10 @@ pub(crate) struct Volume {
 /// same one share it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MemoryVolume {
+    /// Where the host has mounted all of it.
     pub(crate) source: PathBuf,
+    /// What of it is mounted, relative; empty for all.
+    pub(crate) within: String,
     /// For the guest's tmpfs: size, mode, owner.
     pub(crate) options: Vec<String>,
     pub(crate) target: String,

@@ -342,6 +342,7 @@ impl Pod {
                 target: storage.target,
                 options: storage.options,
                 directories: storage.directories,
+                within: storage.within,
                 ..Default::default()
             });
         }

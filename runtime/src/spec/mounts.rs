@@ -2,18 +2,17 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
-use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SocketVolume, SpecError, Volume, Volumes};
+use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SocketVolume, SpecError, Volume, Volumes, mountinfo};
 use crate::rootfs;
 use crate::share::{Export, ReadOnly};
 use crate::sockets::{Client, HostSocket};
 
-/// In the path of a volume that the kubelet has made for the life of a pod.
-const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
+const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
 /// File systems that the guest mounts from a file or block device of the host.
@@ -107,14 +106,17 @@ fn bind(
     if file_system.filesystem_type() == HUGETLBFS_MAGIC {
         return Err(SpecError::field(field, "the guest has no huge pages"));
     }
-    if file_system.filesystem_type() == TMPFS_MAGIC && is_memory_volume(&source) {
+    if file_system.filesystem_type() == TMPFS_MAGIC
+        && let Some((source, within)) = memory_volume(&source)
+    {
+        let root = fs::metadata(&source).map_err(cannot_read)?;
         let options = vec![
             format!("size={}", size(&file_system)),
-            format!("mode={:o}", metadata.mode() & 0o7777),
-            format!("uid={}", metadata.uid()),
-            format!("gid={}", metadata.gid()),
+            format!("mode={:o}", root.mode() & 0o7777),
+            format!("uid={}", root.uid()),
+            format!("gid={}", root.gid()),
         ];
-        volumes.memory.push(MemoryVolume { source, options, target: target.clone() });
+        volumes.memory.push(MemoryVolume { source, within, options, target: target.clone() });
         return Ok(target);
     }
     let (read_only, recursive) = (read_only(mount), is_recursive(mount));
@@ -145,21 +147,8 @@ fn is_writable_below(mount: &oci::Mount, bundle: &Path) -> bool {
         return false;
     }
     let source = mount.source().as_ref().and_then(|source| fs::canonicalize(bundle.join(source)).ok());
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    source.is_some_and(|source| has_mounts_below(&mountinfo, &source))
-}
-
-/// Whether a mountinfo (proc(5)) has a mount point below a directory. It escapes some characters of paths as octal numbers.
-fn has_mounts_below(mountinfo: &str, directory: &Path) -> bool {
-    let mut escaped = String::new();
-    for character in directory.to_string_lossy().chars() {
-        match character {
-            ' ' | '\t' | '\n' | '\\' => escaped.push_str(&format!("\\{:03o}", u32::from(character))),
-            other => escaped.push(other),
-        }
-    }
-    let mut points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
-    points.any(|point| point != Path::new(&escaped) && point.starts_with(&escaped))
+    let mountinfo = fs::read_to_string(MOUNTINFO).unwrap_or_default();
+    source.is_some_and(|source| mountinfo::has_mounts_below(&mountinfo, &source))
 }
 
 /// Makes a mount of a file system's image a bind mount of where the guest has it.
@@ -232,10 +221,11 @@ fn guest_device(metadata: &fs::Metadata) -> Option<&'static str> {
     device.map(|(path, _, _)| path)
 }
 
-/// Whether a tmpfs is an emptyDir of medium Memory, which belongs to the pod alone.
-fn is_memory_volume(source: &Path) -> bool {
-    let path = source.to_string_lossy();
-    path.split_once(EMPTY_DIR).is_some_and(|(_, name)| !name.is_empty() && !name.contains('/'))
+/// The emptyDir of medium Memory, which belongs to the pod alone, that a directory is a mount of, and what of it: a `subPath`
+/// is a mount of a part.
+fn memory_volume(source: &Path) -> Option<(PathBuf, String)> {
+    let mountinfo = fs::read_to_string(MOUNTINFO).ok()?;
+    mountinfo::memory_volume(&mountinfo, &fs::canonicalize(source).ok()?)
 }
 
 fn kind(file_type: fs::FileType) -> &'static str {
@@ -245,26 +235,5 @@ fn kind(file_type: fs::FileType) -> &'static str {
             "a block device of the host (mount its file system, or pass it as a device: `volumeDevices`, `--device`)"
         }
         _ => "a device of the host",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_are_found_below_a_directory_and_nowhere_else() {
-        let mountinfo = "1 0 8:1 / / rw - ext4 x rw\n2 1 0:5 / /v rw - tmpfs x rw\n3 1 0:6 / /volume/a rw - tmpfs x rw\n\
-                         4 1 0:7 / /with\\040space/b rw - tmpfs x rw";
-        for (directory, expected) in [
-            ("/", true),
-            ("/v", false),
-            ("/volume", true),
-            ("/volume/a", false),
-            ("/with space", true),
-            ("/with", false),
-        ] {
-            assert_eq!(has_mounts_below(mountinfo, Path::new(directory)), expected, "{directory}");
-        }
     }
 }

@@ -64,7 +64,7 @@ case_the_network_of_the_node() {
     pod p << 'YAML'
 hostNetwork: true, containers: [{name: main, image: IMAGE, command: [sleep, "3600"]}]
 YAML
-    refused_by_monohull 'host network' && return
+    refused_by_monohull "asks for the host's network (hostNetwork)" && return
     ready p
     is 'its address' "$node_address" field p '{.status.podIP}'
 }
@@ -73,7 +73,7 @@ case_processes_of_the_node() {
     pod p << 'YAML'
 hostPID: true, containers: [{name: main, image: IMAGE, command: [sleep, "3600"]}]
 YAML
-    refused_by_monohull 'host PID' && return
+    refused_by_monohull "asks for the host's processes (hostPID)" && return
     ready p
     has processes kubelet in_pod p ps
 }
@@ -82,7 +82,7 @@ case_ipc_of_the_node() {
     pod p << 'YAML'
 hostIPC: true, containers: [{name: main, image: IMAGE, command: [sleep, "3600"]}]
 YAML
-    refused_by_monohull 'host IPC' && return
+    refused_by_monohull "asks for the host's IPC (hostIPC)" && return
     ready p
 }
 

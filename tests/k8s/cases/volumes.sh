@@ -56,15 +56,19 @@ YAML
 case_parts_of_volumes() {
     apply <<< '{apiVersion: v1, kind: ConfigMap, metadata: {name: c}, data: {a: "1", b: "2"}}'
     pod p << 'YAML'
-volumes: [{name: config, configMap: {name: c}}, {name: work, emptyDir: {}}], containers: [{name: main, image: IMAGE,
-  command: [sleep, "3600"], env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], volumeMounts: [
+volumes: [{name: config, configMap: {name: c}}, {name: work, emptyDir: {}}, {name: memory, emptyDir: {medium: Memory}}],
+securityContext: {fsGroup: 4321}, containers: [{name: main, image: IMAGE, command: [sleep, "3600"],
+  env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], volumeMounts: [
   {name: config, mountPath: /etc/b.conf, subPath: b}, {name: work, mountPath: /logs, subPathExpr: "logs/$(NAME)"},
-  {name: work, mountPath: /work}]}]
+  {name: work, mountPath: /work}, {name: memory, mountPath: /part, subPath: a/b}, {name: memory, mountPath: /memory}]}]
 YAML
     ready p
     is 'a file of a configMap' 2 in_pod p cat /etc/b.conf
     in_pod p sh -c 'echo line > /logs/log'
     is 'a directory of a volume' line in_pod p cat /work/logs/p/log
+    in_pod p sh -c 'echo line > /part/file'
+    is 'a directory of a volume in memory' line in_pod p cat /memory/a/b/file
+    is 'its mode and group' '2777 4321' in_pod p stat -c '%a %g' /part
 }
 
 case_host_directories_and_files() {
