@@ -68,7 +68,7 @@ YAML
     is 'a directory of a volume' line in_pod p cat /work/logs/p/log
     in_pod p sh -c 'echo line > /part/file'
     is 'a directory of a volume in memory' line in_pod p cat /memory/a/b/file
-    is 'its mode and group' '2777 4321' in_pod p stat -c '%a %g' /part
+    is 'its mode and group' '3777 4321' in_pod p stat -c '%a %g' /part
 }
 
 case_host_directories_and_files() {
