@@ -41,10 +41,16 @@ const TREE: [Early; 7] = [
     Early("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), c"mode=0755"),
 ];
 
-/// The part of a zone's pages that its CPUs keep for themselves, at most, when they are freed (`vm.percpu_pagelist_high_fraction`,
-/// Documentation/admin-guide/sysctl/vm.rst). By itself the kernel makes that an eighth and lets 8 MiB go in a second
-/// (mm/page_alloc.c, `decay_pcp_high`). Kept pages do not merge into blocks, and only blocks are reported to the host.
-const KEPT_PAGES: &str = "1024";
+/// Settings of the guest's memory management, below `/proc/sys/vm` (Documentation/admin-guide/sysctl/vm.rst), and what they do.
+const MEMORY: [(&str, &str, &str); 2] = [
+    // The part of a zone's pages that its CPUs keep for themselves, at most, when they are freed. By itself the kernel makes that
+    // an eighth and lets 8 MiB go in a second (mm/page_alloc.c, `decay_pcp_high`). Kept pages do not merge into blocks, and
+    // only blocks are reported to the host.
+    ("percpu_pagelist_high_fraction", "1024", "have freed pages merge"),
+    // Otherwise kcompactd looks around twice a second (mm/compaction.c, HPAGE_FRAG_CHECK_INTERVAL_MSEC), with what follows from
+    // that most of what an idle pod does. It still works when an allocation asks for it.
+    ("compaction_proactiveness", "0", "have memory compacted on demand only"),
+];
 
 /// Brings the machine from the kernel's hands into the state that containers expect. Called once, as PID 1, while the
 /// process has one thread.
@@ -58,8 +64,9 @@ pub(crate) fn prepare() -> Result<()> {
     make_public_directory("/tmp")?;
     detach_console()?;
     raise_limits()?;
-    fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", KEPT_PAGES)
-        .doing(|| "have freed pages merge".into())?;
+    for (setting, value, what) in MEMORY {
+        fs::write(format!("/proc/sys/vm/{setting}"), value).doing(|| what.into())?;
+    }
     // The agent must be the last process that the OOM killer takes: with it goes the pod.
     fs::write("/proc/self/oom_score_adj", "-1000")
         .doing(|| "protect the agent from the OOM killer".into())?;
