@@ -1,6 +1,8 @@
 //! What an idle pod may cost.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use monohull_tests::engine::{Engine, Run};
 use monohull_tests::leaks::processes;
@@ -9,7 +11,13 @@ use monohull_tests::memory::private_kib;
 use crate::Case;
 use crate::containers::id;
 
-pub(crate) const CASES: &[Case] = &[("an_idle_pod_costs_little_private_memory", private_memory)];
+pub(crate) const CASES: &[Case] = &[
+    ("an_idle_pod_costs_little_private_memory", private_memory),
+    ("an_idle_guest_wakes_up_less_than_twice_a_second", wake_ups),
+];
+
+/// For how long a guest is looked at.
+const WHILE: Duration = Duration::from_secs(20);
 
 /// Two pods, so that what all pods of a node share (program text) is not counted as any one's own.
 fn private_memory(engine: &Engine) {
@@ -35,4 +43,29 @@ fn private_memory(engine: &Engine) {
     for name in &names {
         engine.remove(name);
     }
+}
+
+/// How often the thread of its CPU leaves the sleep of a halted CPU.
+fn wake_ups(engine: &Engine) {
+    let mut run = Run::new(&id("sleeping"), &["sleep", "1000"]);
+    run.detach = true;
+    assert_eq!(engine.run(&run).code(), 0);
+    let vmm = processes().into_iter().find(|(_, name)| name == "monohull-vmm").expect("a VMM").0;
+    let count = || {
+        let tasks = fs::read_dir(format!("/proc/{vmm}/task")).expect("threads").flatten();
+        let mut statuses = tasks.flat_map(|task| fs::read_to_string(task.path().join("status")));
+        let status =
+            statuses.find(|status| status.starts_with("Name:\tvcpu0\n")).expect("the thread of its CPU");
+        let number =
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a number");
+        number.trim().parse::<u64>().expect("a number")
+    };
+    // What a start leaves to be done is no idling.
+    thread::sleep(WHILE / 2);
+    let before = count();
+    thread::sleep(WHILE);
+    let wake_ups = count() - before;
+    println!("{wake_ups} wake-ups in {} s", WHILE.as_secs());
+    assert!(wake_ups < 2 * WHILE.as_secs(), "{wake_ups} wake-ups in {WHILE:?}");
+    engine.remove(&run.id);
 }
