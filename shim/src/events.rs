@@ -4,7 +4,8 @@
 //! they wait for its return; one that it does not take is given up after a few times.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
@@ -34,12 +35,24 @@ const RETRIES: u32 = 5;
 /// What one try may take.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The directory in which CRI-O looks for files named for containers that have ended: the default of its `container_exits_dir`.
+const CRIO_EXITS: &str = "/run/crio/exits";
+
 /// Sends events. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Publisher {
     namespace: String,
-    /// None without a containerd (CRI-O): events are dropped.
-    queue: Option<mpsc::Sender<Item>>,
+    to: Engine,
+}
+
+/// Who is told.
+#[derive(Clone, Debug)]
+enum Engine {
+    Containerd(mpsc::Sender<Item>),
+    /// Takes no events: they are dropped.
+    Crio {
+        exits: PathBuf,
+    },
 }
 
 #[derive(Debug)]
@@ -49,25 +62,36 @@ enum Item {
 }
 
 impl Publisher {
-    /// A publisher to the events service at `address`; with an empty address it drops everything.
+    /// A publisher to the events service at `address`; an empty one is CRI-O's.
     pub(crate) fn start(address: &str, namespace: &str) -> Self {
-        let namespace = namespace.to_owned();
         if address.is_empty() {
-            return Self { namespace, queue: None };
+            return Self::for_crio(CRIO_EXITS.into(), namespace);
         }
         let (queue, items) = mpsc::channel(QUEUE);
         tokio::spawn(forward_all(address.to_owned(), items));
-        Self { namespace, queue: Some(queue) }
+        Self { namespace: namespace.to_owned(), to: Engine::Containerd(queue) }
+    }
+
+    /// A publisher that drops all events, for a CRI-O that looks for ends in the directory `exits`.
+    pub(crate) fn for_crio(exits: PathBuf, namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), to: Engine::Crio { exits } }
     }
 
     /// Whether there is an engine that takes them.
     pub(crate) fn are_taken(&self) -> bool {
-        self.queue.is_some()
+        matches!(self.to, Engine::Containerd(_))
+    }
+
+    fn queue(&self) -> Option<&mpsc::Sender<Item>> {
+        match &self.to {
+            Engine::Containerd(queue) => Some(queue),
+            Engine::Crio { .. } => None,
+        }
     }
 
     /// Queues an event of package `containerd.events`. Never waits: an event too many is lost, and logged.
     pub(crate) fn publish<M: Message>(&self, topic: &str, event: &M) {
-        let Some(queue) = &self.queue else { return };
+        let Some(queue) = self.queue() else { return };
         let value = match event.write_to_bytes() {
             Ok(value) => value,
             Err(error) => return tracing::error!(topic, %error, "event can't be encoded"),
@@ -92,16 +116,28 @@ impl Publisher {
             let _ = fs::write(bundle.join(bundle::OOM), "");
         }
         // How often is for the guest to say: room is kept for events that matter more.
-        if self.queue.as_ref().is_some_and(|queue| queue.capacity() < QUEUE / 2) {
+        if self.queue().is_some_and(|queue| queue.capacity() < QUEUE / 2) {
             return;
         }
         let event = TaskOOM { container_id: container.to_owned(), ..Default::default() };
         self.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
     }
 
+    /// Tells CRI-O of a container's end for which it does not wait, as conmon would. That is so after its restart (CRI-O
+    /// `internal/oci/runtime_vm.go`, `StartContainer`).
+    pub(crate) fn note_unawaited_exit(&self, container: &str) {
+        let Engine::Crio { exits } = &self.to else { return };
+        match fs::write(exits.join(container), "Exited") {
+            // The directory is elsewhere, or the engine is not CRI-O.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(container, %error, step = "tell CRI-O of an end"),
+            Ok(()) => {}
+        }
+    }
+
     /// Waits until all that was queued is sent or given up.
     pub(crate) async fn flush(&self) {
-        let Some(queue) = &self.queue else { return };
+        let Some(queue) = self.queue() else { return };
         let (done, flushed) = oneshot::channel();
         if queue.send(Item::Flush(done)).await.is_ok() {
             let _ = flushed.await;
@@ -298,7 +334,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn kills_without_end_leave_room_for_other_events() {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let publisher = Publisher { namespace: "n".into(), queue: Some(queue) };
+        let publisher = Publisher { namespace: "n".into(), to: Engine::Containerd(queue) };
         for _ in 0..QUEUE {
             publisher.publish_oom("c", None);
         }

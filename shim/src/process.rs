@@ -1,6 +1,6 @@
 //! One process as containerd sees it, a container's init or an exec: its state machine and its streams.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_shim_protos::types::task::Status;
 use monohull_runtime::process::Exit;
@@ -39,6 +39,8 @@ pub(crate) struct TaskProcess<P> {
     /// exit is.
     turn: tokio::sync::Mutex<()>,
     phase: watch::Sender<Phase<P>>,
+    /// Shared with each of the engine's requests that waits for the end.
+    awaited: Arc<()>,
     copies: Mutex<Option<Copies>>,
 }
 
@@ -55,7 +57,8 @@ impl<P: GuestProcess> TaskProcess<P> {
 
     fn new(paths: StdioPaths, phase: Phase<P>, copies: Option<Copies>) -> Self {
         let turn = tokio::sync::Mutex::new(());
-        Self { paths, turn, phase: watch::Sender::new(phase), copies: Mutex::new(copies) }
+        let (phase, awaited) = (watch::Sender::new(phase), Arc::new(()));
+        Self { paths, turn, phase, awaited, copies: Mutex::new(copies) }
     }
 
     /// Waits for one's turn to change the phase.
@@ -103,6 +106,17 @@ impl<P: GuestProcess> TaskProcess<P> {
             Phase::Stopped(exit) => Some(*exit),
             _ => None,
         }
+    }
+
+    /// The same for the engine: while it waits, the process [is awaited](Self::is_awaited).
+    pub(crate) async fn stopped_for_engine(&self) -> Option<Exit> {
+        let _waits = self.awaited.clone();
+        self.stopped().await
+    }
+
+    /// Whether the engine will learn of the end by itself: one of its requests waits for it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.awaited) > 1
     }
 
     /// What State answers.

@@ -144,7 +144,7 @@ impl<G: Guest> Task for TaskService<G> {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         let (_, process) = self.pod.find(&request.id, &request.exec_id)?;
-        let exit = process.stopped().await.ok_or(TaskError::NoContainer)?;
+        let exit = process.stopped_for_engine().await.ok_or(TaskError::NoContainer)?;
         Ok(WaitResponse {
             exit_status: exit.code,
             exited_at: Some(timestamp(exit.at)).into(),

@@ -128,7 +128,11 @@ impl<G: Guest> PodTasks<G> {
             }
             pod.announce_exit(&container, &exec_id, exit);
             process.with_copies(Copies::process_ended);
+            let awaited = process.is_awaited();
             process.set(Phase::Stopped(exit));
+            if exec_id.is_empty() && !awaited {
+                pod.events.note_unawaited_exit(&container.origin.id);
+            }
         });
     }
 

@@ -298,17 +298,20 @@ impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let address = dir.path().join("events");
-        Self::telling(dir, address.to_str().unwrap()).await
+        let publisher = Publisher::start(address.to_str().unwrap(), "n");
+        Self::telling(dir, publisher).await
     }
 
-    /// For CRI-O.
-    async fn without_events() -> Self {
-        Self::telling(tempfile::tempdir().unwrap(), "").await
+    /// For CRI-O, which looks for ends in the directory `exits`.
+    async fn for_crio() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let exits = dir.path().join("exits");
+        std::fs::create_dir(&exits).unwrap();
+        Self::telling(dir, Publisher::for_crio(exits, "n")).await
     }
 
-    async fn telling(dir: TempDir, address: &str) -> Self {
+    async fn telling(dir: TempDir, publisher: Publisher) -> Self {
         let (containerd, events) = fake_containerd(&dir.path().join("events")).await;
-        let publisher = Publisher::start(address, "n");
         let info = PodInfo {
             id: "p1".into(),
             namespace: "n".into(),

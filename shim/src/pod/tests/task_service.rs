@@ -1,6 +1,7 @@
 //! Tasks from their creation to their deletion, hooks, and what happens when the VM ends.
 
 use super::*;
+use crate::watch::Watch;
 
 #[tokio::test]
 async fn a_container_lives_and_its_events_come_in_order() {
@@ -456,7 +457,7 @@ async fn the_end_of_a_pod_waits_for_what_is_being_created_and_nothing_is_created
 
 #[tokio::test]
 async fn an_engine_that_takes_no_events_can_stop_what_has_ended() {
-    let t = Fixture::without_events().await;
+    let t = Fixture::for_crio().await;
     t.create("p1", json!({})).await.unwrap();
     t.start("p1", "").await.unwrap();
     t.guest().process("p1").end(0, 0);
@@ -468,4 +469,32 @@ async fn an_engine_that_takes_no_events_can_stop_what_has_ended() {
         "it asks so whether the container is alive"
     );
     t.delete("p1", "").await.unwrap();
+}
+
+#[tokio::test]
+async fn crio_is_told_of_an_end_for_which_it_does_not_wait() {
+    let t = Fixture::for_crio().await;
+    for id in ["p1", "awaited", "unawaited"] {
+        t.create(id, json!({})).await.unwrap();
+        t.start(id, "").await.unwrap();
+    }
+    t.exec("p1", "e1").await.unwrap();
+    t.start("p1", "e1").await.unwrap();
+    let awaited = t.pod.container("awaited").unwrap();
+    let (code, ()) = tokio::join!(t.wait("awaited", ""), async {
+        while !awaited.init.is_awaited() {
+            tokio::task::yield_now().await;
+        }
+        t.guest().process("awaited").end(0, 0);
+    });
+    assert_eq!(code.unwrap(), 0);
+    t.guest().process("p1/e1").end(0, 0);
+    assert_eq!(t.wait("p1", "e1").await.unwrap(), 0);
+    let exits = Watch::for_files_in(&t.dir.path().join("exits")).unwrap();
+    t.guest().process("unawaited").end(6, 0);
+    exits.seen().await.unwrap();
+    let told: Vec<_> =
+        t.dir.path().join("exits").read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(told, ["unawaited"]);
+    assert_eq!(t.status("unawaited").await, Status::STOPPED, "it asks as soon as it is told");
 }
