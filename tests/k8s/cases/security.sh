@@ -86,6 +86,21 @@ YAML
     ready p
 }
 
+case_users_that_are_not_the_nodes() {
+    pod p << 'YAML'
+hostUsers: false, volumes: [{name: work, emptyDir: {}}], containers: [{name: main, image: IMAGE, command: [sleep, "3600"],
+  volumeMounts: [{name: work, mountPath: /work}]}]
+YAML
+    if refused_by_monohull 'RuntimeClass handler "monohull" does not support user namespaces'; then
+        explained "refused by name: in a VM the container's root is none of its node as it is, and \`hostUsers: false\` would add nothing"
+        return
+    fi
+    ready p
+    is 'the user in the pod' 0 in_pod p id -u
+    [ "$(in_pod p awk '{ print $2 }' /proc/self/uid_map)" -ge 65536 ] || fail "the pod's root is a user of the node's own: $(in_pod p cat /proc/self/uid_map)"
+    in_pod p touch /work/file || fail "it can't write to its volume"
+}
+
 # refused_by_monohull WHAT: with Monohull, that no container starts and an event says why.
 refused_by_monohull() {
     [ "$class" = monohull ] || return 1
