@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help setup kernel kernel-cost build build-tests install demo test check fmt lint deny shellcheck named-tests pages docs chart unit \
 	advisories sbom dist reproduce promtool hostile fuzz guest-tests e2e chaos soak shimtest security containerd-client critest nerdctl crio matrix \
-	fstest install-test k8s k8s-objects ceph bench host-shell clean
+	fstest install-test k8s k8s-objects first-pod ceph bench host-shell clean
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 
@@ -94,7 +94,7 @@ advisories: ## Look for known vulnerabilities in the crates (fetches RustSec's d
 	@tests/tools/deny advisories $(ADVISORY_DB)
 
 shellcheck:
-	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh tests/k8s/{suite,addresses,cases/*.sh,ceph/cases.sh} .ci/run
+	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh tests/k8s/{suite,first-pod,addresses,cases/*.sh,ceph/cases.sh} .ci/run
 
 promtool: ## Prometheus' own tool on an example of our metrics, and on the alerts in deploy/
 	@tests/tools/promtool check metrics < runtime/src/bin/monohull/metrics/tests/example.prom
@@ -164,7 +164,11 @@ k8s-objects: ## deploy/kubernetes.yaml given to Kubernetes' own API server, cont
 
 k8s: build build-tests ## Kubernetes with a node in the test host: pods by kubectl, with Monohull and with runc; writes docs/conformance-kubernetes.md (FILTER=name for some, and no page; needs root)
 	@tests/k8s/run $(FILTER)
-	@[ -n "$(FILTER)" ] || cp build/results/k8s/page.md docs/conformance-kubernetes.md
+	@[ -n "$(FILTER)" ] || $(MAKE) --no-print-directory first-pod
+	@[ -n "$(FILTER)" ] || cat build/results/k8s/{page,first-pod}.md > docs/conformance-kubernetes.md
+
+first-pod: dist ## The three commands of docs/install.md, on a Kubernetes node in the test host without Monohull: from nothing to a pod, timed, and back (needs root)
+	@tests/k8s/run --first-pod build/dist/monohull_*_amd64.deb
 
 ceph: build build-tests ## Volumes in a Ceph on this machine: images as devices and as file systems of pods, with Monohull and with runc (FILTER=name for one; needs root)
 	@tests/k8s/run --ceph $(FILTER)

@@ -86,12 +86,26 @@ YAML
     ready p
 }
 
-# refused_by_monohull WHAT: with Monohull, that no container starts and an event says why.
-refused_by_monohull() {
-    [ "$class" = monohull ] || return 1
+case_users_that_are_not_the_nodes() {
+    pod p << 'YAML'
+hostUsers: false, volumes: [{name: work, emptyDir: {}}], containers: [{name: main, image: IMAGE, command: [sleep, "3600"],
+  volumeMounts: [{name: work, mountPath: /work}]}]
+YAML
+    # Where a runc with id-mapped mounts is, it would start.
+    refused "RuntimeClass handler \"$class\" does not support user namespaces"
+    [ "$class" = runc ] || explained "both refuse it by name, runc as that of Debian 12 has no id-mapped mounts. In a VM the container's root is none of its node as it is"
+}
+
+# refused WHAT: no container starts, and an event says why.
+refused() {
     k wait --for 'jsonpath={.reason}=FailedCreatePodSandBox' --timeout "$patience" events --field-selector reason=FailedCreatePodSandBox > /dev/null 2>&1 ||
         k get events --watch --field-selector reason=FailedCreatePodSandBox -o name | timeout 120 head -n 1 > /dev/null
     has 'the reason' "$1" k get events --field-selector reason=FailedCreatePodSandBox -o 'jsonpath={.items[*].message}'
+}
+# refused_by_monohull WHAT: by it alone.
+refused_by_monohull() {
+    [ "$class" = monohull ] || return 1
+    refused "$1"
     explained "refused by name: a pod in a VM has no part in the node's own"
 }
 
