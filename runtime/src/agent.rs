@@ -11,7 +11,7 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::{Code, context};
 
 use crate::process::Exit;
-use crate::text;
+use crate::{patience, text};
 
 mod bounded;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -19,7 +19,7 @@ pub(crate) mod hostile;
 
 use bounded::Bounded;
 
-/// Turns a guest that is stuck into an error. Creating a container mounts and copies: it is the slowest call.
+/// Turns a guest that is stuck into an error ([`patience`]). Creating a container mounts and copies: it is the slowest call.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Linux's PID_MAX_LIMIT.
 const MAX_PID: u32 = 4 * 1024 * 1024;
@@ -74,6 +74,8 @@ pub enum RefusedCode {
 #[derive(Clone)]
 pub(crate) struct Agent {
     client: AgentClient,
+    /// Whose waiting for a CPU is no fault of the agent's.
+    vmm: Option<i32>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -99,9 +101,10 @@ pub(crate) struct ProcessKey {
 }
 
 impl Agent {
-    /// Takes the connection that the agent opened.
-    pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { client: AgentClient::new(ttrpc::r#async::Client::new(Socket::new(Bounded::new(stream)))) }
+    /// Takes the connection that the agent in the VM of `vmm` opened, which is that process's pid.
+    pub(crate) fn new(stream: UnixStream, vmm: Option<i32>) -> Self {
+        let socket = Socket::new(Bounded::new(stream));
+        Self { client: AgentClient::new(ttrpc::r#async::Client::new(socket)), vmm }
     }
 
     pub(crate) async fn create_sandbox(
@@ -109,7 +112,7 @@ impl Agent {
         request: &proto::CreateSandboxRequest,
     ) -> Result<Sandbox, AgentError> {
         const CALL: &str = "CreateSandbox";
-        let answer = within(CALL, self.client.create_sandbox(unlimited(), request)).await?;
+        let answer = self.within(CALL, self.client.create_sandbox(unlimited(), request)).await?;
         let took = answer.agent_ready_us.checked_sub(answer.agent_start_us);
         Ok(Sandbox {
             agent_start: took.map(Duration::from_micros).ok_or(nonsense(CALL, "agent_ready_us"))?,
@@ -120,7 +123,7 @@ impl Agent {
     pub(crate) async fn configure_network(&self, network: proto::Network) -> Result<(), AgentError> {
         let request =
             proto::ConfigureNetworkRequest { network: MessageField::some(network), ..Default::default() };
-        within("ConfigureNetwork", self.client.configure_network(unlimited(), &request)).await.map(drop)
+        self.within("ConfigureNetwork", self.client.configure_network(unlimited(), &request)).await.map(drop)
     }
 
     /// Guest pid of the container's init process.
@@ -129,23 +132,23 @@ impl Agent {
         request: &proto::CreateContainerRequest,
     ) -> Result<u32, AgentError> {
         const CALL: &str = "CreateContainer";
-        checked_pid(CALL, within(CALL, self.client.create_container(unlimited(), request)).await?.pid)
+        checked_pid(CALL, self.within(CALL, self.client.create_container(unlimited(), request)).await?.pid)
     }
 
     /// Guest pid of the new process.
     pub(crate) async fn exec(&self, request: &proto::ExecRequest) -> Result<u32, AgentError> {
         const CALL: &str = "Exec";
-        checked_pid(CALL, within(CALL, self.client.exec(unlimited(), request)).await?.pid)
+        checked_pid(CALL, self.within(CALL, self.client.exec(unlimited(), request)).await?.pid)
     }
 
     /// Guest pid of a program that runs in the guest itself.
     pub(crate) async fn debug(&self, request: &proto::DebugRequest) -> Result<u32, AgentError> {
         const CALL: &str = "Debug";
-        checked_pid(CALL, within(CALL, self.client.debug(unlimited(), request)).await?.pid)
+        checked_pid(CALL, self.within(CALL, self.client.debug(unlimited(), request)).await?.pid)
     }
 
     pub(crate) async fn start(&self, container: &str) -> Result<(), AgentError> {
-        within("Start", self.client.start(unlimited(), &container_request(container))).await.map(drop)
+        self.within("Start", self.client.start(unlimited(), &container_request(container))).await.map(drop)
     }
 
     pub(crate) async fn signal(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<(), AgentError> {
@@ -156,7 +159,7 @@ impl Agent {
             all,
             ..Default::default()
         };
-        within("Signal", self.client.signal(unlimited(), &request)).await.map(drop)
+        self.within("Signal", self.client.signal(unlimited(), &request)).await.map(drop)
     }
 
     /// Waits for the end of a process that exists since `since`. Has no deadline: the pod's VM bounds it.
@@ -188,14 +191,14 @@ impl Agent {
             height: rows.into(),
             ..Default::default()
         };
-        within("Resize", self.client.resize(unlimited(), &request)).await.map(drop)
+        self.within("Resize", self.client.resize(unlimited(), &request)).await.map(drop)
     }
 
     /// Guest pids and exec ids of a container's processes.
     pub(crate) async fn processes(&self, container: &str) -> Result<Vec<(u32, String)>, AgentError> {
         const CALL: &str = "ListProcesses";
         let answer =
-            within(CALL, self.client.list_processes(unlimited(), &container_request(container))).await?;
+            self.within(CALL, self.client.list_processes(unlimited(), &container_request(container))).await?;
         // The connection bounds the answer's length, and with it their number.
         let checked = answer.processes.into_iter().map(|process| {
             let good =
@@ -209,30 +212,34 @@ impl Agent {
     }
 
     pub(crate) async fn delete_container(&self, container: &str) -> Result<(), AgentError> {
-        within("DeleteContainer", self.client.delete_container(unlimited(), &container_request(container)))
-            .await
-            .map(drop)
+        self.within(
+            "DeleteContainer",
+            self.client.delete_container(unlimited(), &container_request(container)),
+        )
+        .await
+        .map(drop)
     }
 
     pub(crate) async fn pause(&self, container: &str) -> Result<(), AgentError> {
-        within("Pause", self.client.pause(unlimited(), &container_request(container))).await.map(drop)
+        self.within("Pause", self.client.pause(unlimited(), &container_request(container))).await.map(drop)
     }
 
     pub(crate) async fn resume(&self, container: &str) -> Result<(), AgentError> {
-        within("Resume", self.client.resume(unlimited(), &container_request(container))).await.map(drop)
+        self.within("Resume", self.client.resume(unlimited(), &container_request(container))).await.map(drop)
     }
 
     /// `resources` is a `LinuxResources` in JSON.
     pub(crate) async fn update(&self, container: &str, resources: Vec<u8>) -> Result<(), AgentError> {
         let request =
             proto::UpdateRequest { container_id: container.to_owned(), resources, ..Default::default() };
-        within("Update", self.client.update(unlimited(), &request)).await.map(drop)
+        self.within("Update", self.client.update(unlimited(), &request)).await.map(drop)
     }
 
     /// What a container has used, or with an empty id the pod.
     pub(crate) async fn stats(&self, container: &str) -> Result<proto::Metrics, AgentError> {
         const CALL: &str = "Stats";
-        let metrics = within(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
+        let metrics =
+            self.within(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
         if metrics.compute_size() > MAX_METRICS {
             return Err(nonsense(CALL, "size"));
         }
@@ -251,52 +258,54 @@ impl Agent {
 
     /// Brings a mirror up to date; refused as not found when the guest has none of its name.
     pub(crate) async fn update_mirror(&self, mirror: &proto::Mirror) -> Result<(), AgentError> {
-        within("UpdateMirror", self.client.update_mirror(unlimited(), mirror)).await.map(drop)
+        self.within("UpdateMirror", self.client.update_mirror(unlimited(), mirror)).await.map(drop)
     }
 
     /// Sets the number of CPUs that are online.
     pub(crate) async fn resize_sandbox(&self, cpus: u8) -> Result<(), AgentError> {
         let request = proto::ResizeSandboxRequest { cpus: cpus.into(), ..Default::default() };
-        within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
+        self.within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
     }
 
     /// Lets the guest do what its copies need not do then; it is saved next. Returns how much of its memory is free, in
     /// bytes.
     pub(crate) async fn prepare_template(&self) -> Result<u64, AgentError> {
         let request = proto::Empty::new();
-        let answer = within("PrepareTemplate", self.client.prepare_template(unlimited(), &request)).await?;
+        let answer =
+            self.within("PrepareTemplate", self.client.prepare_template(unlimited(), &request)).await?;
         Ok(answer.free_bytes)
     }
 
     /// Stops all containers, for the VM to be saved.
     pub(crate) async fn freeze(&self) -> Result<(), AgentError> {
-        within("Freeze", self.client.freeze(unlimited(), &proto::Empty::new())).await.map(drop)
+        self.within("Freeze", self.client.freeze(unlimited(), &proto::Empty::new())).await.map(drop)
     }
 
     /// Lets them go on.
     pub(crate) async fn thaw(&self) -> Result<(), AgentError> {
-        within("Thaw", self.client.thaw(unlimited(), &proto::Empty::new())).await.map(drop)
+        self.within("Thaw", self.client.thaw(unlimited(), &proto::Empty::new())).await.map(drop)
     }
 
     /// Makes a copy a pod of its own, and lets its containers go on.
     pub(crate) async fn reidentify(&self, request: &proto::ReidentifyRequest) -> Result<(), AgentError> {
-        within("Reidentify", self.client.reidentify(unlimited(), request)).await.map(drop)
+        self.within("Reidentify", self.client.reidentify(unlimited(), request)).await.map(drop)
     }
 
     /// Asks for an orderly end, which then comes as the end of the VM.
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
-        within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)
+        self.within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)
     }
-}
 
-/// The deadline is kept here, where its passing is a type and not a text.
-async fn within<T>(
-    call: &'static str,
-    request: impl Future<Output = ttrpc::Result<T>>,
-) -> Result<T, AgentError> {
-    match tokio::time::timeout(DEADLINE, request).await {
-        Ok(result) => answer(call, result),
-        Err(_) => Err(AgentError::Timeout(call)),
+    /// The deadline is kept here, where its passing is a type and not a text.
+    async fn within<T>(
+        &self,
+        call: &'static str,
+        request: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        match patience::within(DEADLINE, self.vmm, request).await {
+            Some(result) => answer(call, result),
+            None => Err(AgentError::Timeout(call)),
+        }
     }
 }
 

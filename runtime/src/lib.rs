@@ -20,6 +20,7 @@ pub mod migrate;
 mod mirror;
 pub mod network;
 mod pagemap;
+mod patience;
 pub mod pod;
 pub mod process;
 pub mod rootfs;

@@ -19,13 +19,14 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::log::{Part, Words};
+use crate::patience;
 use crate::settings::Settings;
 use crate::sockets::Sockets;
 use crate::tally::Tally;
 use crate::timeline::Timeline;
 use owner::Owner;
 
-/// Within what the VMM answers a request; only one that is stuck or hostile needs longer.
+/// Within what the VMM answers a request ([`patience`]); only one that is stuck or hostile needs longer.
 const REPLY_DEADLINE: Duration = Duration::from_secs(30);
 /// The same for a snapshot, which is as large as the guest's memory.
 const SAVE_DEADLINE: Duration = Duration::from_secs(600);
@@ -103,7 +104,6 @@ pub(crate) struct Vm {
     taken: watch::Receiver<u32>,
     /// Whether the guest has reported the free memory that was asked for.
     reported: watch::Receiver<bool>,
-    pid: i32,
 }
 
 /// Sees the end of a VM, and can bring it about, without keeping it alive.
@@ -111,6 +111,8 @@ pub(crate) struct Vm {
 pub(crate) struct VmWatch {
     ended: watch::Receiver<Option<Ended>>,
     commands: mpsc::WeakUnboundedSender<Command>,
+    /// The VMM's.
+    pid: i32,
 }
 
 /// The descriptors a VM is made of.
@@ -193,13 +195,13 @@ impl Vm {
         let expected = owner::Expected::new(agent, sockets, memory, reports, timeline);
         let owner = Owner::new((process, words), command_receiver, ended_sender, expected, tally);
         tokio::spawn(owner.map_err(VmError::Watch)?.run());
-        let watch = VmWatch { ended, commands: commands.downgrade() };
-        Ok((Self { commands, watch, given: AtomicU32::new(0), taken, reported, pid }, ready))
+        let watch = VmWatch { ended, commands: commands.downgrade(), pid };
+        Ok((Self { commands, watch, given: AtomicU32::new(0), taken, reported }, ready))
     }
 
     /// Host pid of the VMM.
     pub(crate) fn pid(&self) -> i32 {
-        self.pid
+        self.watch.pid
     }
 
     /// For those who must see the VM's end.
@@ -236,11 +238,11 @@ impl Vm {
     pub(crate) async fn memory_taken(&self, mib: u32) -> Result<(), VmError> {
         let mut taken = self.taken.clone();
         let enough = taken.wait_for(|taken| *taken >= mib.min(self.given.load(Ordering::Relaxed)));
-        let waited = tokio::time::timeout(MEMORY_DEADLINE, enough).await.map(|taken| taken.is_ok());
-        match waited {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
-            Err(_) => Err(VmError::Memory { wanted_mib: mib, plugged_mib: *self.taken.borrow() }),
+        let waited = patience::within(MEMORY_DEADLINE, Some(self.pid()), enough).await;
+        match waited.map(|taken| taken.is_ok()) {
+            Some(true) => Ok(()),
+            Some(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
+            None => Err(VmError::Memory { wanted_mib: mib, plugged_mib: *self.taken.borrow() }),
         }
     }
 
@@ -249,11 +251,12 @@ impl Vm {
         let what = "wait for the guest's free memory";
         self.request(what, Action::AwaitReports { mib }, Vec::new()).await?;
         let mut reported = self.reported.clone();
-        let waited = tokio::time::timeout(MEMORY_DEADLINE, reported.wait_for(|reported| *reported)).await;
+        let all = reported.wait_for(|reported| *reported);
+        let waited = patience::within(MEMORY_DEADLINE, Some(self.pid()), all).await;
         match waited.map(|reported| reported.is_ok()) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
-            Err(_) => Err(VmError::Timeout(what)),
+            Some(true) => Ok(()),
+            Some(false) => Err(VmError::Ended(self.watch.ended().await.reason)),
+            None => Err(VmError::Timeout(what)),
         }
     }
 
@@ -323,11 +326,11 @@ async fn answered(
     vm: &VmWatch,
     deadline: Duration,
 ) -> Result<Done, VmError> {
-    match tokio::time::timeout(deadline, answer).await {
-        Ok(Ok(Ok(done))) => Ok(done),
-        Ok(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
-        Ok(Err(_)) => Err(VmError::Ended(vm.ended().await.reason)),
-        Err(_) => Err(VmError::Timeout(what)),
+    match patience::within(deadline, Some(vm.pid), answer).await {
+        Some(Ok(Ok(done))) => Ok(done),
+        Some(Ok(Err(reason))) => Err(VmError::Refused { what, reason }),
+        Some(Err(_)) => Err(VmError::Ended(vm.ended().await.reason)),
+        None => Err(VmError::Timeout(what)),
     }
 }
 

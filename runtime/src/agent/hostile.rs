@@ -21,7 +21,7 @@ impl Guest {
     /// An agent and its client.
     fn new() -> (Self, Agent) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Self(theirs), Agent::new(ours))
+        (Self(theirs), Agent::new(ours, None))
     }
 
     async fn send(&mut self, stream_id: u32, type_: u8, payload: &[u8]) {

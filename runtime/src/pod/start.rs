@@ -17,6 +17,7 @@ use crate::disk::ImageDisk;
 use crate::exec;
 use crate::mirror::Mirrors;
 use crate::network::{NICS, Network};
+use crate::patience;
 use crate::settings::Settings;
 use crate::share::Share;
 use crate::size::Host;
@@ -31,7 +32,7 @@ use crate::timeline::Timeline;
 use crate::vm::{Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 
-/// Turns a guest that never gets to its agent into an error.
+/// Turns a guest that never gets to its agent into an error ([`patience`]).
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// Where the numbers of processes' streams begin. Those below are for a copy's first.
 const FIRST_STREAM: u64 = 1 << 20;
@@ -104,13 +105,13 @@ pub(crate) async fn agent_of(
     ready: oneshot::Receiver<UnixStream>,
     timeline: &Timeline,
 ) -> Result<Agent, PodError> {
-    match tokio::time::timeout(BOOT_DEADLINE, ready).await {
-        Ok(Ok(stream)) => {
+    match patience::within(BOOT_DEADLINE, Some(vm.pid()), ready).await {
+        Some(Ok(stream)) => {
             timeline.mark("agent ready");
-            Ok(Agent::new(stream))
+            Ok(Agent::new(stream, Some(vm.pid())))
         }
-        Ok(Err(_)) => Err(PodError::Ended(vm.watch().ended().await.reason)),
-        Err(_) => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
+        Some(Err(_)) => Err(PodError::Ended(vm.watch().ended().await.reason)),
+        None => Err(PodError::Boot(BOOT_DEADLINE.as_secs())),
     }
 }
 

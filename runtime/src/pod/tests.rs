@@ -457,7 +457,7 @@ mod agent {
     async fn a_silent_agent_is_an_error_after_the_deadline() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let silent = crate::fake::silent(theirs);
-        let error = Agent::new(ours).start("c1").await.unwrap_err();
+        let error = Agent::new(ours, None).start("c1").await.unwrap_err();
         assert!(matches!(error, AgentError::Timeout("Start")), "{error:?}");
         silent.abort();
     }
@@ -466,7 +466,7 @@ mod agent {
     async fn a_closed_connection_is_lost_and_not_a_deadline() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let error = Agent::new(ours).start("c1").await.unwrap_err();
+        let error = Agent::new(ours, None).start("c1").await.unwrap_err();
         assert!(matches!(error, AgentError::Lost("Start", _)), "{error:?}");
     }
 }

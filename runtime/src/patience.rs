@@ -1,0 +1,116 @@
+//! Deadlines of guests on busy hosts.
+//!
+//! A VM that starts beside many others on few CPUs, in a cgroup of little weight (a Kubernetes pod without requests has the least there is), waits for a
+//! CPU most of the time. Whoever gives it up then throws its work away, and the next attempt competes with those of all others again. So a deadline
+//! counts only the time for which the VM could run.
+
+use std::fs;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many times its length is the longest that a deadline lasts, however busy the host is.
+const MOST: u32 = 8;
+/// A wait for a CPU that is shorter is no reason to go on: every process has such.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// What `future` gives, or nothing if that takes longer than `limit`. The time for which threads of the VMM `pid` have waited for a CPU
+/// meanwhile is not counted.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    pid: Option<i32>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    within_but(limit, || pid.map_or(Duration::ZERO, kept_waiting), future).await
+}
+
+/// [`within`], where `kept` says what is not counted, all since whenever.
+async fn within_but<T>(
+    limit: Duration,
+    kept: impl Fn() -> Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = pin!(future);
+    let end = Instant::now() + limit * MOST;
+    let mut before = kept();
+    let mut left = limit;
+    loop {
+        let until = (Instant::now() + left).min(end);
+        if let Ok(done) = tokio::time::timeout_at(until, &mut future).await {
+            return Some(done);
+        }
+        let now = kept();
+        // Several threads may have waited at once.
+        left = now.saturating_sub(before).min(left);
+        before = now;
+        if left < SHORTEST || until == end {
+            return None;
+        }
+    }
+}
+
+/// For how long the threads of a process have waited for a CPU since they began, those that have ended left out
+/// (Documentation/scheduler/sched-stats.rst: KVM has the kernel count it). Nothing, if it can't be known.
+fn kept_waiting(pid: i32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let waited = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+    };
+    threads.filter_map(waited).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// How long it takes until a future that gives nothing is given up, when that part of all time is spent waiting for a CPU.
+    async fn patience(part: f64) -> Duration {
+        let start = Instant::now();
+        let given = within_but(LIMIT, || start.elapsed().mul_f64(part), pending::<()>()).await;
+        assert!(given.is_none());
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_run_has_its_time_and_no_more() {
+        assert_eq!(patience(0.0).await, LIMIT);
+        assert_eq!(patience(0.01).await, LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_from_running_has_more_of_it() {
+        let half = patience(0.5).await;
+        assert!(half > LIMIT * 19 / 10 && half <= LIMIT * 2, "{half:?}");
+        assert_eq!(patience(1.0).await, LIMIT * MOST);
+        // Two threads that wait at once wait no longer than there is time.
+        assert_eq!(patience(2.0).await, LIMIT * MOST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_after_the_limit_is_one_when_the_host_was_busy() {
+        let start = Instant::now();
+        let late = async { tokio::time::sleep(LIMIT * 3).await };
+        assert!(within_but(LIMIT, || start.elapsed(), late).await.is_some());
+        assert!(within(LIMIT, None, ready(())).await.is_some());
+    }
+
+    #[test]
+    fn waiting_is_read_of_every_thread() {
+        // What the kernel counts of a thread that has just begun is little, but it is counted.
+        let before = kept_waiting(std::process::id() as i32);
+        let turns = Cell::new(0);
+        while kept_waiting(std::process::id() as i32) == before && turns.get() < 1_000_000 {
+            std::thread::yield_now();
+            turns.set(turns.get() + 1);
+        }
+        assert!(kept_waiting(std::process::id() as i32) > before);
+        assert_eq!(kept_waiting(i32::MAX), Duration::ZERO);
+    }
+}
