@@ -150,7 +150,7 @@ nerdctl: build build-tests ## nerdctl's commands with Monohull and with runc, co
 	@tests/run nerdctl $(FILTER)
 
 crio: build ## Pods of CRI-O, with Monohull as `monohull install` configures it and with runc, compared (FILTER=name for some)
-	@tests/run crio $(FILTER)
+	@MONOHULL_TEST_TIMEOUT=$${MONOHULL_TEST_TIMEOUT:-4800} tests/run crio $(FILTER)
 
 fstest: build build-tests ## pjdfstest on a volume and on the host's own file system, compared (FILTER=name for some)
 	@tests/run fstest $(FILTER)
