@@ -109,7 +109,11 @@ mod tests {
         let threads = std::thread::available_parallelism().map_or(1, usize::from) + 1;
         std::thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| while !done.load(Ordering::Relaxed) {});
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
             // There are more of them than CPUs, so one waits.
             while kept_waiting(own) == before {}

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -39,8 +40,6 @@ use crate::{rights, sandbox, task};
 /// tokio's helper threads, which write `file://` logs: enough, and small.
 const HELPER_THREADS: usize = 4;
 const HELPER_STACK: usize = 128 * 1024;
-/// More descriptors than the event loop begins with.
-const DESCRIPTORS: usize = 8;
 /// For an engine to close its connections once its pod has ended. Who keeps one open has no use for the shim.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -96,14 +95,7 @@ pub(crate) fn serve(args: &Args) -> Result<(), ServeError> {
         log: log.clone(),
         spans,
     };
-    have_descriptors().map_err(ServeError::io("start the event loop"))?;
-    let left = runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(HELPER_THREADS)
-        .thread_stack_size(HELPER_STACK)
-        .build()
-        .map_err(ServeError::io("start the event loop"))?
-        .block_on(run(listener, starter, info, cgroup))?;
+    let left = event_loop()?.block_on(run(listener, starter, info, cgroup))?;
     // `delete` removes what could not be.
     for cgroup in left {
         if let Err(error) = cgroup.remove() {
@@ -132,11 +124,22 @@ fn take_starter() -> Result<OwnedFd, ServeError> {
     Ok(starter)
 }
 
-/// Fails if no more descriptors are to be had, at which tokio panics.
-fn have_descriptors() -> io::Result<()> {
-    let stdin = io::stdin();
-    let more: io::Result<Vec<_>> = (0..DESCRIPTORS).map(|_| stdin.as_fd().try_clone_to_owned()).collect();
-    more.map(drop)
+/// Where the last descriptors are taken tokio panics (`tokio::signal`, its pipe), and only its own attempt can tell. That is an
+/// error as others are.
+fn event_loop() -> Result<runtime::Runtime, ServeError> {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(|panic| {
+        let reason = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        tracing::error!(reason, "cannot start the event loop");
+        std::process::exit(1);
+    }));
+    let made = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(HELPER_THREADS)
+        .thread_stack_size(HELPER_STACK)
+        .build();
+    panic::set_hook(usual);
+    made.map_err(ServeError::io("start the event loop"))
 }
 
 fn null() -> Result<File, ServeError> {
