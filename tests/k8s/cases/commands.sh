@@ -45,17 +45,20 @@ case_files_are_copied_to_and_fro() {
 }
 
 case_port_forward_reaches_what_listens_on_localhost() {
+    # kubectl ends with the first connection that is refused, so it begins once something listens.
     pod p << 'YAML'
-containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"]}]
+containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo hello > /www/index.html; exec httpd -f -p 127.0.0.1:8080 -h /www"],
+  readinessProbe: {exec: {command: [wget, -q, -O, /dev/null, "http://127.0.0.1:8080/"]}, periodSeconds: 1, timeoutSeconds: 30}}]
 YAML
-    local port=18083
+    local port=18083 said=$scratch/port-forward answer
     [ "$class" = runc ] || port=18084
     ready p
     # Not by a function, which would be a shell between: this is what ends below.
-    "$work/programs/kubectl" --kubeconfig "$work/pki/admin.conf" --namespace "$namespace" port-forward p "$port:8080" > /dev/null 2>&1 &
+    "$work/programs/kubectl" --kubeconfig "$work/pki/admin.conf" --namespace "$namespace" port-forward p "$port:8080" > "$said" 2>&1 &
     forward=$!
     trap 'kill "$forward"' EXIT # of the case's own shell
-    is answer hello curl --silent --retry 60 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/"
+    answer=$(curl --silent --retry 60 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/") || true
+    [ "$answer" = hello ] || fail "answer: '$answer' and not 'hello'; kubectl: $(cat "$said")"
 }
 
 case_an_ephemeral_container_sees_its_targets_processes() {
