@@ -39,6 +39,7 @@ pub mod tally;
 pub mod template;
 pub mod text;
 pub mod timeline;
+pub mod turn;
 pub mod usage;
 pub mod vm;
 pub mod vsock;

@@ -29,6 +29,7 @@ use crate::sys;
 use crate::tally::{Start, Tally};
 use crate::template::Template;
 use crate::timeline::Timeline;
+use crate::turn::Turn;
 use crate::vm::{Vm, VmError, VmFiles};
 use crate::vsock::Vsock;
 
@@ -58,6 +59,8 @@ struct Starting {
 /// See [`Pod::start`].
 pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
     let tally = Tally::new(&config.settings.state_dir);
+    let waiting = || config.timeline.mark("waits for its turn");
+    let _turn = Turn::take(&config.settings.state_dir, Host::own().cpus, waiting).await;
     match fork_or_boot(config).await {
         Ok((pod, start)) => {
             tally.started(start, &config.timeline);

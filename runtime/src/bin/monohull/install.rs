@@ -8,7 +8,7 @@ use clap::Args;
 use monohull_runtime::install::{self, InstallError, Kind, Options, Plan, Report};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::state::PodState;
-use monohull_runtime::{log, tally, template, text};
+use monohull_runtime::{log, tally, template, text, turn};
 
 use crate::failure::{Failure, print, print_json, say};
 use crate::ps;
@@ -178,6 +178,8 @@ pub(crate) fn uninstall(arguments: &UninstallArguments) -> Result<u8, Failure> {
             .map_err(|e| Failure::of("the logs of ended pods are not removed", &e))?;
         tally::remove(&settings.state_dir)
             .map_err(|e| Failure::of("what was counted of pods is not removed", &e))?;
+        turn::remove(&settings.state_dir)
+            .map_err(|e| Failure::of("the turns of pods that start are not removed", &e))?;
         remove_empty(&settings.state_dir);
     }
     Ok(0)
