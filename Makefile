@@ -94,7 +94,7 @@ advisories: ## Look for known vulnerabilities in the crates (fetches RustSec's d
 	@tests/tools/deny advisories $(ADVISORY_DB)
 
 shellcheck:
-	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b') tests/host/*.sh tests/k8s/{suite,first-pod,addresses,cases/*.sh,ceph/cases.sh} .ci/run
+	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b|^# shellcheck shell=')
 
 promtool: ## Prometheus' own tool on an example of our metrics, and on the alerts in deploy/
 	@tests/tools/promtool check metrics < runtime/src/bin/monohull/metrics/tests/example.prom

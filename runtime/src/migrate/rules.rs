@@ -24,7 +24,8 @@ const NO_PASSTHROUGH: &str = "devices of the host can't be passed to a pod, but 
 const NO_CONFIDENTIAL: &str = "no memory encryption: the host can read a pod's memory";
 const OWN_SERVER: &str = "host directories have one server, which needs no tuning";
 const ON_DEMAND: &str = "memory is plugged when limits ask for it, up to what they may become";
-const TRACING: &str = "no spans: `monohull trace POD` shows each start's steps";
+const TRACING: &str =
+    "name a collector of OpenTelemetry on the node as traces: it gets each start's steps as spans";
 const GUEST_KERNEL: &str =
     "the guest kernel has no modules: what containers need is built in, see docs/architecture.md";
 const TIMEOUT: &str = "nothing polls; the engine's own time limits hold";
@@ -88,7 +89,7 @@ const HYPERVISOR: &[(&str, Rule)] = &[
     ("msize_9p", NotNeeded(NO_QEMU)),
     ("use_vsock", NotNeeded("the agent is always reached by vsock")),
     ("use_legacy_serial", NotNeeded(NO_QEMU)),
-    ("extra_monitor_socket", Missing("there is no monitor: `monohull ps`, `monohull trace`")),
+    ("extra_monitor_socket", Missing("there is no monitor: `monohull top`, `monohull metrics`")),
     (
         "cpu_features",
         MissingUnless(

@@ -9,6 +9,11 @@ containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo $1 >
 YAML
 }
 
+# fetched URL: by the pod `client`. The node knows of a service's pods a moment after they are ready.
+fetched() { in_pod client timeout 120 sh -c 'until timeout 20 wget -q -O /tmp/page "$0" 2> /dev/null; do sleep 1; done; cat /tmp/page' "$1"; }
+# fetched_here URL: by who runs the tests.
+fetched_here() { curl --silent --retry 60 --retry-delay 1 --retry-all-errors --max-time 20 "$1"; }
+
 case_pods_services_and_ports_of_the_node() {
     local host_port=18081
     [ "$class" = runc ] || host_port=18082
@@ -19,15 +24,16 @@ YAML
     sleeper client
     ready web
     is 'from pod to pod' web in_pod client timeout 20 wget -q -O - "http://$(field web '{.status.podIP}'):8080/"
-    is 'by the service' web in_pod client timeout 20 wget -q -O - "http://$(k get service web -o 'jsonpath={.spec.clusterIP}')/"
+    is 'by the service' web fetched "http://$(k get service web -o 'jsonpath={.spec.clusterIP}')/"
     has "the service's variables" WEB_SERVICE_HOST in_pod client env
-    is "by the node's port" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$(k get service web -o 'jsonpath={.spec.ports[0].nodePort}')/"
-    is "by the pod's port of the node" web curl --silent --retry 20 --retry-all-errors "http://$node_address:$host_port/"
+    is "by the node's port" web fetched_here "http://$node_address:$(k get service web -o 'jsonpath={.spec.ports[0].nodePort}')/"
+    is "by the pod's port of the node" web fetched_here "http://$node_address:$host_port/"
 }
 
 case_a_pod_reaches_the_api_server_as_its_account() {
     sleeper p
-    in_pod p nc -w 20 "$service_address" 443 -e true || fail "the API server is not reached"
+    # kube-proxy may be slower than this pod: nothing else of the node has waited for it.
+    in_pod p timeout 120 sh -c 'until nc -w 20 "$0" 443 -e true; do sleep 1; done' "$service_address" 2> /dev/null || fail "the API server is not reached"
     local token
     token=$(in_pod p cat /var/run/secrets/kubernetes.io/serviceaccount/token)
     has 'who the token is' "system:serviceaccount:$namespace:default" \

@@ -6,13 +6,15 @@ case_pods_outlive_a_restart_of_the_kubelet_and_of_containerd() {
 containers: [{name: main, image: IMAGE, command: [sh, -c, "while true; do echo tick; sleep 1; done"]}]
 YAML
     ready p
-    local before what
+    local before what since
     before=$(field p '{.status.containerStatuses[0].containerID} {.status.podIP}')
     for what in kubelet containerd; do
         on_node "/opt/tests/k8s/node restart $what"
+        since=$(on_node 'date -u +%FT%TZ')
         # The first call that succeeds is one that both have served again.
         timeout 200 bash -c "until $kubectl --namespace $namespace exec p -- true; do sleep 2; done" > /dev/null 2>&1 || fail "no exec after the restart of $what"
-        has "log after the restart of $what" tick k logs p --since 5s
+        timeout 200 bash -c "until $kubectl --namespace $namespace logs p --since-time $since | grep -q tick; do sleep 2; done" 2> /dev/null ||
+            fail "no log after the restart of $what"
         is "the container after the restart of $what" "$before" field p '{.status.containerStatuses[0].containerID} {.status.podIP}'
     done
     is restarts 0 field p '{.status.containerStatuses[0].restartCount}'
@@ -60,7 +62,7 @@ deployment() {
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: d$1}
-spec: {replicas: $1, selector: {matchLabels: {app: d$1}}, template: {metadata: {labels: {app: d$1}}, spec: {runtimeClassName: $pods,
+spec: {replicas: $1, progressDeadlineSeconds: 1800, selector: {matchLabels: {app: d$1}}, template: {metadata: {labels: {app: d$1}}, spec: {runtimeClassName: $pods,
   terminationGracePeriodSeconds: 1, containers: [{name: main, image: IMAGE, command: [sleep, "3600"]}]}}}
 YAML
     k rollout status "deployment/d$1" --timeout 1800s > /dev/null || stuck "d$1"

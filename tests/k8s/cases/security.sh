@@ -98,8 +98,7 @@ YAML
 
 # refused WHAT: no container starts, and an event says why.
 refused() {
-    k wait --for 'jsonpath={.reason}=FailedCreatePodSandBox' --timeout "$patience" events --field-selector reason=FailedCreatePodSandBox > /dev/null 2>&1 ||
-        k get events --watch --field-selector reason=FailedCreatePodSandBox -o name | timeout 120 head -n 1 > /dev/null
+    k wait --for create --timeout "$patience" events --field-selector reason=FailedCreatePodSandBox > /dev/null || stuck p
     has 'the reason' "$1" k get events --field-selector reason=FailedCreatePodSandBox -o 'jsonpath={.items[*].message}'
 }
 # refused_by_monohull WHAT: by it alone.

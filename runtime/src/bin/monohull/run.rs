@@ -29,8 +29,8 @@ const MIN_MEMORY: u64 = 4 * MIB;
 
 /// Run a command in a container, in a microVM of its own
 ///
-/// Needs no daemon, only root. The container sees the image's files (changes are kept in memory and vanish with it), the
-/// volumes, and a network with nothing but its own loopback interface.
+/// Needs no daemon, only root. The container sees the image's files (what it changes of them vanishes with it), the volumes, and a
+/// network with nothing but its own loopback interface.
 ///
 /// Without -- and a command, the image's is run; with an image that has an entrypoint, the command is the entrypoint's
 /// arguments, as docker has it.
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     /// An OCI image layout (directory or tar), or an archive of `docker save`
     #[arg(long, value_name = "PATH", group = "root")]
     pub(crate) image: Option<PathBuf>,
-    /// A directory with the container's files; it is copied, never written to
+    /// A directory with the container's files; what the command writes is kept elsewhere, and vanishes with the pod
     #[arg(long, value_name = "DIR", group = "root")]
     pub(crate) rootfs: Option<PathBuf>,
     /// Give the container its files as a file system in a file, for `monohull snapshot`; with a size, such as 1G, changes are
@@ -73,7 +73,7 @@ pub(crate) struct Arguments {
     /// Memory limit of the container, such as 512M; the VM gets some more for its kernel [default: from the settings]
     #[arg(long, short, value_name = "SIZE", value_parser = memory)]
     pub(crate) memory: Option<u64>,
-    /// A host directory or file in the container; directories need :ro in this release
+    /// A host directory or file in the container: what either side writes the other sees; with :ro the container can't write
     #[arg(long, short, value_name = "HOST:GUEST[:ro]", value_parser = volume::parse)]
     pub(crate) volume: Vec<Volume>,
     /// An environment variable; without a value, this process's

@@ -20,6 +20,13 @@ const MIB: u64 = 1 << 20;
 /// There is nothing to be done for that: the first pod boots, and the template is made meanwhile. It is made anew once a day
 /// and when the kernel, the initramfs, the VMM or the settings have changed. A pod without one boots.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Each of the commands has its own --help, with exit codes.
+
+Examples:
+  monohull template ls
+  monohull template build        (for an image of a node, a benchmark, a test)
+  monohull template rm --all")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -42,7 +49,7 @@ Use:
 Exit codes:
   0  listed      1  they can't be read      2  wrong usage")]
 struct Ls {
-    /// Print an array of {key, use, pods, kernel, memory_mib, cpus, nics, created_at, took_ms, bytes}
+    /// Print an array of {key, use, pods, kernel, files, memory_mib, cpus, nics, created_at, took_ms, bytes}
     #[arg(long)]
     json: bool,
 }
