@@ -5,6 +5,7 @@
 //! has a cgroup of its own: with it ends whatever it has started.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -55,10 +56,12 @@ impl Debuggers {
         if !paths::valid_id(id) {
             return Err(Error::Invalid(format!("exec_id: {id:?} is not an id")));
         }
-        if self.lock().contains_key(id) {
-            return Err(Error::AlreadyExists(format!("exec {id} exists")));
+        match self.lock().entry(id.clone()) {
+            Entry::Occupied(_) => return Err(Error::AlreadyExists(format!("exec {id} exists"))),
+            Entry::Vacant(slot) => {
+                slot.insert(Debugger::Starting);
+            }
         }
-        self.lock().insert(id.clone(), Debugger::Starting);
         let place = Place { directory: Path::new(DIRECTORY).join(id), cgroup: Cgroup::of_debugger(id) };
         let made = async {
             place.make(program).await?;
@@ -77,8 +80,9 @@ impl Debuggers {
                 Ok(pid)
             }
             Err(error) => {
-                self.lock().remove(id);
+                // Its name is free when nothing is left that has it.
                 place.remove().await;
+                self.lock().remove(id);
                 Err(error)
             }
         }

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::sys;
+use crate::{mountinfo, sys};
 
 /// How long [`Cgroup::remove`] lets killed processes take to go.
 const KILL_DEADLINE_MS: u16 = 1000;
@@ -216,7 +216,7 @@ pub(crate) fn name(id: &str) -> String {
 
 /// The cgroups of the process that has this `/proc/<pid>/cgroup`, each with its controllers (none: the unified hierarchy).
 pub(crate) fn directories(text: &str) -> io::Result<Vec<(String, PathBuf)>> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let mountinfo = mountinfo::read()?;
     let directory = |hierarchy: Hierarchy| {
         let directory = hierarchy.join(hierarchy.path_of(text)?);
         Some((hierarchy.controllers, directory))
@@ -315,7 +315,7 @@ pub fn own_path() -> Option<PathBuf> {
 }
 
 fn hierarchies() -> Result<Vec<Hierarchy>, CgroupError> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Hierarchies)?;
+    let text = mountinfo::read().map_err(CgroupError::Hierarchies)?;
     Ok(parse_hierarchies(&text))
 }
 

@@ -18,7 +18,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Weak;
 
-use monohull_vmm::ipc::Channel;
+use monohull_vmm::api::MAX_MESSAGE;
+use monohull_vmm::ipc::{Channel, IpcError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -97,9 +98,20 @@ impl Connection {
         self.ready.async_io(Interest::READABLE, |_| Ok(self.channel.receive()?)).await
     }
 
-    /// Sends a message with descriptors.
+    /// Sends a message with descriptors. Invalid input: it is longer than a packet.
     pub async fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.ready.async_io(Interest::WRITABLE, |_| Ok(self.channel.send(message, fds)?)).await
+        let sent = |_: &OwnedFd| self.channel.send(message, fds).map_err(unsent);
+        self.ready.async_io(Interest::WRITABLE, sent).await
+    }
+}
+
+fn unsent(error: IpcError) -> io::Error {
+    match error {
+        IpcError::TooLarge => {
+            let reason = format!("a command and its arguments have at most {MAX_MESSAGE} bytes");
+            io::Error::new(io::ErrorKind::InvalidInput, reason)
+        }
+        error => error.into(),
     }
 }
 
@@ -127,10 +139,14 @@ pub(crate) fn listen(pod_dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     sys::watch(listener, Interest::READABLE)
 }
 
-/// Serves any number of commands at a time, until the pod has gone.
+/// Serves any number of commands at a time, until nobody can be accepted any more.
 pub(crate) async fn serve(listener: AsyncFd<OwnedFd>, pod: Weak<Pod>) {
     let accept = |listener: &OwnedFd| Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?);
-    while let Ok(socket) = listener.async_io(Interest::READABLE, accept).await {
+    loop {
+        let socket = match listener.async_io(Interest::READABLE, accept).await {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, step = "accept who wants a command in the guest"),
+        };
         let pod = pod.clone();
         tokio::spawn(async move {
             let served = async { command(&Connection::new(socket)?, &pod).await };

@@ -18,6 +18,7 @@ pub mod kubernetes;
 pub mod log;
 pub mod migrate;
 mod mirror;
+mod mountinfo;
 pub mod network;
 mod pagemap;
 mod patience;

@@ -2,7 +2,6 @@
 //! host is rewritten or dropped.
 
 mod devices;
-mod mountinfo;
 mod mounts;
 mod namespaces;
 #[cfg(test)]

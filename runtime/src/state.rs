@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::KubernetesPod;
 use crate::log;
+use crate::mountinfo;
 use crate::sys;
 use crate::tally::Tally;
 use crate::timeline::Mark;
@@ -277,8 +278,7 @@ pub fn cleanup(dir: &Path) -> Result<(), StateError> {
 
 /// Removes a pod's directory. It must never reach into a mounted file system: a mount that is found below goes first.
 pub(crate) fn remove(dir: &Path) -> Result<(), StateError> {
-    let mountinfo =
-        fs::read_to_string("/proc/self/mountinfo").map_err(StateError::io("read mounts for", dir))?;
+    let mountinfo = mountinfo::read().map_err(StateError::io("read mounts for", dir))?;
     for mount in mounts_below(&mountinfo, dir) {
         umount2(&mount, MntFlags::MNT_DETACH).map_err(|e| StateError::io("unmount", &mount)(e.into()))?;
     }

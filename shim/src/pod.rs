@@ -31,7 +31,7 @@ use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
 use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use tokio::sync::{Notify, RwLock, RwLockReadGuard, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -52,6 +52,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a creation that is under way may take when the shim ends.
 const CREATION_LIMIT: Duration = Duration::from_secs(10);
+/// Most creations at a time; an engine has a few.
+const MOST_CREATIONS: u16 = u16::MAX;
 
 /// The exit code of a pod that was ended by force.
 const KILLED: u32 = 137;
@@ -89,8 +91,8 @@ pub(crate) struct PodTasks<G: Guest> {
     containers: Mutex<HashMap<String, Slot<G::Process>>>,
     /// The container that the pod was made for has been deleted by request.
     first_deleted: AtomicBool,
-    /// Held by each creation while it is under way, and for good by the end of the pod.
-    creations: RwLock<()>,
+    /// Each creation has a permit while it is under way. The end of the pod takes all, and closes it for good.
+    creations: Semaphore,
     /// Told when the shim shall end.
     stop: Notify,
 }
@@ -142,7 +144,7 @@ impl<G: Guest> PodTasks<G> {
             cgroup: Mutex::default(),
             containers: Mutex::default(),
             first_deleted: AtomicBool::new(false),
-            creations: RwLock::default(),
+            creations: Semaphore::new(MOST_CREATIONS.into()),
             stop: Notify::new(),
         }
     }
@@ -170,9 +172,9 @@ impl<G: Guest> PodTasks<G> {
     }
 
     /// Nothing is created any more when the pod ends, and its end waits for what is being created.
-    fn begin_creation(&self) -> Result<RwLockReadGuard<'_, ()>, TaskError> {
+    fn begin_creation(&self) -> Result<SemaphorePermit<'_>, TaskError> {
         let ended = |_| TaskError::Precondition(format!("pod {} has ended", self.info.id));
-        self.creations.try_read().map_err(ended)
+        self.creations.try_acquire().map_err(ended)
     }
 
     /// The running VM.
@@ -477,10 +479,11 @@ impl<G: Guest> PodTasks<G> {
     /// Ends the VM and with it whatever still runs, and waits until containerd has been told.
     pub(crate) async fn close(&self) {
         // Until it is there, nobody knows of its VM and its network.
-        let creations = timeout(CREATION_LIMIT, self.creations.write()).await;
-        if creations.is_err() {
+        let all = timeout(CREATION_LIMIT, self.creations.acquire_many(MOST_CREATIONS.into())).await;
+        if all.is_err() {
             tracing::warn!("a container is still being created");
         }
+        self.creations.close();
         self.end_vm();
         let ending = match &mut *self.vm_slot() {
             Vm::Ending(ending) => ending.take(),

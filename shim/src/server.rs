@@ -124,12 +124,14 @@ fn take_starter() -> Result<OwnedFd, ServeError> {
     Ok(starter)
 }
 
-/// Where the last descriptors are taken tokio panics (`tokio::signal`, its pipe), and only its own attempt can tell. That is an
-/// error as others are.
+/// Makes the event loop. Where no descriptors are left tokio panics (`tokio::signal`, its pipe), and nothing but its own attempt
+/// can tell: this panic, too, ends the process with an error in words.
 fn event_loop() -> Result<runtime::Runtime, ServeError> {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(|panic| {
-        let reason = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        let payload = panic.payload();
+        let reason = payload.downcast_ref::<String>().map(String::as_str);
+        let reason = reason.or(payload.downcast_ref::<&str>().copied()).unwrap_or_default();
         tracing::error!(reason, "cannot start the event loop");
         std::process::exit(1);
     }));
@@ -224,8 +226,8 @@ async fn run(
     Ok(left.await.unwrap_or_default())
 }
 
-/// Leaves the pod's cgroups, in a thread of its own where there is one to be had: the pod's `pids.max` counts them, and tokio's
-/// own panic then. Sends those that were left.
+/// Leaves the pod's cgroups, in a thread of its own where there is one to be had: the pod's `pids.max` counts threads, and where
+/// it has none left `spawn_blocking` panics. Sends the cgroups that have been left.
 fn leave(cgroups: Vec<Entered>) -> oneshot::Receiver<Vec<Entered>> {
     let (give, take) = mpsc::channel::<Vec<Entered>>();
     let (tell, left) = oneshot::channel();

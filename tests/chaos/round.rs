@@ -29,9 +29,9 @@ const TERMINATION: Duration = Duration::from_secs(30);
 const REMOVAL: Duration = Duration::from_secs(45);
 /// … and from when on without the fault.
 const LIFTING: Duration = Duration::from_secs(8);
-/// Name of a round's exec.
 /// The exit code of a process that was killed.
 const KILLED: i32 = 137;
+/// Name of a round's exec.
 const EXEC: &str = "exec";
 
 /// Why a pod's life was not as planned.

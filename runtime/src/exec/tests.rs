@@ -69,6 +69,17 @@ async fn what_cannot_run_is_refused_with_the_reason_and_one_whose_client_goes_is
 }
 
 #[tokio::test]
+async fn a_command_that_is_too_long_is_told_from_a_pod_that_has_gone() {
+    let host = Arc::new(Host::new(Mode::Good));
+    let pod = start(&host, true).await;
+    let connection = Connection::open(&directory(&host)).unwrap();
+    let error = connection.send(&run(&"x".repeat(MAX_MESSAGE)), &[]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    assert!(error.to_string().starts_with("a command and its arguments"), "{error}");
+    pod.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_pods_end_is_told_and_does_not_wait_for_a_command() {
     let host = Arc::new(Host::new(Mode::Good));
     let pod = start(&host, true).await;

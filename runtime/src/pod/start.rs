@@ -266,14 +266,14 @@ pub(super) fn assemble(
     let weak = Arc::downgrade(&pod);
     tokio::spawn(async move {
         let commands = async {
-            match debuggers {
-                Some(listener) => exec::serve(listener, weak.clone()).await,
-                None => std::future::pending().await,
+            if let Some(listener) = debuggers {
+                exec::serve(listener, weak.clone()).await;
             }
         };
+        // Where one of them fails the other is still served.
+        let services = async { tokio::join!(door::serve(listener, weak.clone()), commands) };
         tokio::select! {
-            () = door::serve(listener, weak.clone()) => {}
-            () = commands => {}
+            _ = services => {}
             _ = watch.ended() => {}
         }
     });

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, Statfs, TMPFS_MAGIC, statfs};
 use oci_spec::runtime as oci;
 
-use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SocketVolume, SpecError, Volume, Volumes, mountinfo};
-use crate::rootfs;
+use super::{GUEST_DEVICES, ImageVolume, MemoryVolume, SocketVolume, SpecError, Volume, Volumes};
 use crate::share::{Export, ReadOnly};
 use crate::sockets::{Client, HostSocket};
+use crate::{mountinfo, rootfs};
 
-const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// File systems that the guest mounts by itself.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
 /// File systems that the guest mounts from a file or block device of the host.
@@ -147,7 +146,7 @@ fn is_writable_below(mount: &oci::Mount, bundle: &Path) -> bool {
         return false;
     }
     let source = mount.source().as_ref().and_then(|source| fs::canonicalize(bundle.join(source)).ok());
-    let mountinfo = fs::read_to_string(MOUNTINFO).unwrap_or_default();
+    let mountinfo = mountinfo::read().unwrap_or_default();
     source.is_some_and(|source| mountinfo::has_mounts_below(&mountinfo, &source))
 }
 
@@ -224,7 +223,7 @@ fn guest_device(metadata: &fs::Metadata) -> Option<&'static str> {
 /// The emptyDir of medium Memory, which belongs to the pod alone, that a directory is a mount of, and what of it: a `subPath`
 /// is a mount of a part.
 fn memory_volume(source: &Path) -> Option<(PathBuf, String)> {
-    let mountinfo = fs::read_to_string(MOUNTINFO).ok()?;
+    let mountinfo = mountinfo::read().ok()?;
     mountinfo::memory_volume(&mountinfo, &fs::canonicalize(source).ok()?)
 }
 

@@ -88,16 +88,22 @@ fn request(
     }
 }
 
+/// Whether our terminal is the command's alone. Where that does not read it, nobody but we would see a Ctrl-C.
+fn is_raw(stdin: bool, terminal: bool, on_terminal: bool) -> bool {
+    stdin && terminal && on_terminal
+}
+
 async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failure> {
     let mut signals = Signals::new().map_err(|e| Failure::of("cannot catch signals", &e))?;
     let connection = connect(dir, pod)?;
     let talk = async {
-        connection.send(request, &[]).await?;
-        connection.receive().await
+        let sent = connection.send(request, &[]).await;
+        sent.map_err(|e| Failure::of(&format!("cannot ask the process that owns pod {pod}"), &e))?;
+        connection.receive().await.map_err(|e| lost(pod, &e))
     };
     // Our end closes the connection, and that ends the command.
     let answer = tokio::select! {
-        answer = talk => answer.map_err(|e| lost(pod, &e))?,
+        answer = talk => answer?,
         number = signals.terminating() => return Ok(killed_by(number)),
     };
     let fds = match answer {
@@ -106,7 +112,7 @@ async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failur
         _ => return Err(gone(pod)),
     };
     let Request::Run { stdin, terminal, .. } = *request else { return Err(gone(pod)) };
-    let raw = (terminal && streams::on_terminal().0).then(|| Raw::enter(std::io::stdin().as_fd()));
+    let raw = is_raw(stdin, terminal, streams::on_terminal().0).then(|| Raw::enter(std::io::stdin().as_fd()));
     let raw = raw.transpose().map_err(|e| Failure::of("cannot set the terminal up", &e))?;
     let joined = join(fds, stdin);
     let mut outputs = joined.map_err(|e| Failure::of("cannot use the command's streams", &e))?;
@@ -223,6 +229,17 @@ mod tests {
         assert_eq!(asked("web -- ps -o pid", true), plain);
         let Request::Run { stdin, terminal, .. } = asked("-it web -- vi", false) else { panic!() };
         assert!(stdin && terminal);
+    }
+
+    #[test]
+    fn ctrl_c_ends_a_command_that_does_not_read_it() {
+        for (line, raw) in
+            [("web", true), ("-it web -- vi", true), ("-t web -- top", false), ("web -- ps", false)]
+        {
+            let Request::Run { stdin, terminal, .. } = asked(line, true) else { panic!() };
+            assert_eq!(is_raw(stdin, terminal, true), raw, "{line}");
+            assert!(!is_raw(stdin, terminal, false), "{line}");
+        }
     }
 
     #[test]

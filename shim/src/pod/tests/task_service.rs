@@ -447,12 +447,19 @@ async fn the_end_of_a_pod_waits_for_what_is_being_created_and_nothing_is_created
     let closing = tokio::spawn(async move { pod.close().await });
     tokio::task::yield_now().await;
     assert!(!closing.is_finished(), "there may be a VM that nobody knows of");
-    assert_eq!(
-        refusal(t.create("p1", json!({})).await),
-        (Code::FAILED_PRECONDITION, "pod p1 has ended".into())
-    );
+    let ended = (Code::FAILED_PRECONDITION, "pod p1 has ended".to_owned());
+    assert_eq!(refusal(t.create("p1", json!({})).await), ended);
     drop(creation);
     closing.await.unwrap();
+    assert_eq!(refusal(t.create("p1", json!({})).await), ended, "the process may live a little longer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_created_either_after_an_end_that_has_waited_in_vain() {
+    let t = Fixture::new().await;
+    let _creation = t.pod.begin_creation().unwrap();
+    t.pod.close().await;
+    assert!(t.pod.begin_creation().is_err());
 }
 
 #[tokio::test]

@@ -1,11 +1,23 @@
 //! What the kernel tells about mounts (proc(5), `/proc/PID/mountinfo`).
 
 use std::ffi::OsString;
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// In the path of a volume that the kubelet has made for the life of a pod.
 const EMPTY_DIR: &str = "/volumes/kubernetes.io~empty-dir/";
+
+/// The mounts that this process sees. Anybody's mount is among them, and the kernel does not escape bytes that are no UTF-8:
+/// a path that has such is replaced by another, and is none that is looked for.
+pub(crate) fn read() -> io::Result<String> {
+    Ok(text(fs::read("/proc/self/mountinfo")?))
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
 
 /// A mount.
 struct Mount<'a> {
@@ -18,13 +30,13 @@ struct Mount<'a> {
 }
 
 /// Whether a mount point is below a directory.
-pub(super) fn has_mounts_below(mountinfo: &str, directory: &Path) -> bool {
+pub(crate) fn has_mounts_below(mountinfo: &str, directory: &Path) -> bool {
     mounts(mountinfo).any(|mount| mount.point != directory && mount.point.starts_with(directory))
 }
 
 /// The emptyDir that a mount point is of, and what of it. One of medium Memory is a mount of its own; one that is a directory
 /// of the node's file system is none, nor is a part of that.
-pub(super) fn memory_volume(mountinfo: &str, point: &Path) -> Option<(PathBuf, String)> {
+pub(crate) fn memory_volume(mountinfo: &str, point: &Path) -> Option<(PathBuf, String)> {
     // The last one is on top.
     let mount = mounts(mountinfo).filter(|mount| mount.point == point).last()?;
     let whole = mounts(mountinfo).find(|other| {
@@ -84,6 +96,12 @@ mod tests {
         ] {
             assert_eq!(has_mounts_below(mountinfo, Path::new(directory)), expected, "{directory}");
         }
+    }
+
+    #[test]
+    fn a_mount_whose_path_is_no_text_hides_no_other() {
+        let mounts = b"1 0 8:1 / /media/\xff rw - ext4 x rw\n2 1 0:5 / /v/a rw - tmpfs x rw".to_vec();
+        assert!(has_mounts_below(&text(mounts), Path::new("/v")));
     }
 
     #[test]
