@@ -41,13 +41,14 @@ YAML
 
 case_a_running_container_is_resized() {
     pod p << 'YAML'
-containers: [{name: main, image: IMAGE, command: [sleep, "3600"], resources: {requests: {cpu: 50m, memory: 64Mi}, limits: {cpu: 50m, memory: 64Mi}}}]
+containers: [{name: main, image: IMAGE, command: [sleep, "3600"], resources: {requests: {cpu: 50m, memory: 64Mi}, limits: {cpu: 100m, memory: 64Mi}}}]
 YAML
     ready p
-    local more='{"cpu": "100m", "memory": "320Mi"}'
-    k patch pod p --subresource resize --patch "{\"spec\": {\"containers\": [{\"name\": \"main\", \"resources\": {\"requests\": $more, \"limits\": $more}}]}}" > /dev/null
+    # What is asked for stays little: both classes' pods are on the node at once.
+    k patch pod p --subresource resize --patch '{"spec": {"containers": [{"name": "main", "resources": {
+        "requests": {"cpu": "60m", "memory": "320Mi"}, "limits": {"cpu": "400m", "memory": "320Mi"}}}]}}' > /dev/null
     becomes p '{.status.containerStatuses[0].resources.limits.memory}' 320Mi
-    is 'limits within' $'335544320\n10000 100000' in_pod p cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max
+    is 'limits within' $'335544320\n40000 100000' in_pod p cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max
     is restarts 0 field p '{.status.containerStatuses[0].restartCount}'
     in_pod p sh -c 'head -c 200m /dev/zero | tail > /dev/null' || fail "there is no memory for what it may use"
 }
