@@ -2,7 +2,7 @@
 //!
 //! A VM that starts beside many others on few CPUs, in a cgroup of little weight (a Kubernetes pod without requests has the least
 //! there is), waits for a CPU most of the time. Whoever gives it up then throws its work away, and the next attempt competes with
-//! those of all others again. So a deadline counts only the time for which the VM could run.
+//! those of all others again. So a deadline counts only the time for which the pod's processes could run.
 
 use std::fs;
 use std::pin::pin;
@@ -16,14 +16,14 @@ const MOST: u32 = 4;
 /// A wait for a CPU that is shorter is no reason to go on: every process has such. In the first such time nobody looks.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// What `future` gives, or nothing if that takes longer than `limit`. The time for which threads of the VMM `pid` have waited for a
-/// CPU meanwhile is not counted.
+/// What `future` gives, or nothing if that takes longer than `limit`. The time for which threads of the VMM `vmm`, of this process,
+/// which owns it, and of the fs server have waited for a CPU meanwhile is not counted.
 pub(crate) async fn within<T>(
     limit: Duration,
-    pid: Option<i32>,
+    vmm: Option<i32>,
     future: impl Future<Output = T>,
 ) -> Option<T> {
-    within_but(limit, || pid.map_or(Duration::ZERO, kept_waiting), future).await
+    within_but(limit, || vmm.map_or(Duration::ZERO, pod_kept_waiting), future).await
 }
 
 /// [`within`], where `kept` says how much time up to now is not to be counted. Only differences of it are used.
@@ -54,6 +54,25 @@ async fn within_but<T>(
             return None;
         }
     }
+}
+
+/// For how long the processes of a pod have waited. The fs server is one of its owner's children, as the VMM is.
+fn pod_kept_waiting(vmm: i32) -> Duration {
+    let own = std::process::id().cast_signed();
+    let mut pids = children(own);
+    pids.extend([own, vmm]);
+    pids.sort_unstable();
+    pids.dedup();
+    pids.into_iter().map(kept_waiting).sum()
+}
+
+/// The children of a process. None, where the kernel does not tell (CONFIG_PROC_CHILDREN).
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    texts
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// For how long the threads of a process have waited for a CPU since they began, those that have ended left out
@@ -112,6 +131,15 @@ mod tests {
         let quick = async { tokio::time::sleep(SHORTEST / 2).await };
         let kept = || -> Duration { unreachable!("nobody has waited for long") };
         assert!(within_but(LIMIT, kept, quick).await.is_some());
+    }
+
+    #[test]
+    fn the_fs_server_is_found_among_the_children() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let found = children(std::process::id().cast_signed());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&child.id().cast_signed()), "{found:?}");
     }
 
     #[test]
