@@ -3,6 +3,7 @@
 //! State and Wait are answered from here, whatever the guest does. No lock is held while anything is awaited.
 
 mod control;
+mod ending;
 mod lifecycle;
 mod sandbox;
 #[cfg(test)]
@@ -11,9 +12,8 @@ mod tests;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskExecAdded, TaskIO};
@@ -29,12 +29,11 @@ use monohull_runtime::spans::Spans;
 use monohull_runtime::spec;
 use monohull_runtime::state;
 use monohull_runtime::timeline::Timeline;
-use monohull_vmm::api::ExitReason;
 use oci_spec::runtime as oci;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
+use self::ending::{End, MOST_CREATIONS, end};
 use crate::bundle;
 use crate::container::{Container, Origin};
 use crate::error::{TaskError, chain};
@@ -46,17 +45,6 @@ use crate::namespaces::{self, Outside};
 use crate::options;
 use crate::process::{Phase, TaskProcess};
 use crate::stand_in::StandIn;
-
-/// What the last messages to containerd may take when the shim ends: it may be away.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
-
-/// What a creation that is under way may take when the shim ends.
-const CREATION_LIMIT: Duration = Duration::from_secs(10);
-/// Most creations at a time; an engine has a few.
-const MOST_CREATIONS: u16 = u16::MAX;
-
-/// The exit code of a pod that was ended by force.
-const KILLED: u32 = 137;
 
 /// What a shim knows from its start on.
 #[derive(Debug)]
@@ -95,22 +83,6 @@ pub(crate) struct PodTasks<G: Guest> {
     creations: Semaphore,
     /// Told when the shim shall end.
     stop: Notify,
-}
-
-/// The end of a pod's VM.
-#[derive(Clone, Debug)]
-pub(crate) struct End {
-    pub(crate) reason: ExitReason,
-    pub(crate) at: SystemTime,
-    /// It was asked for.
-    orderly: bool,
-}
-
-impl End {
-    /// The exit code of a pod without a pause container.
-    pub(crate) fn code(&self) -> u32 {
-        if self.orderly { 0 } else { KILLED }
-    }
 }
 
 #[derive(Debug)]
@@ -159,22 +131,6 @@ impl<G: Guest> PodTasks<G> {
 
     fn sandbox_slot(&self) -> MutexGuard<'_, sandbox::Slot> {
         self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Refuses a request if the VM has ended by itself, and says why it has.
-    fn check_end(&self) -> Result<(), TaskError> {
-        match &*self.end.borrow() {
-            Some(end) if !end.orderly => {
-                Err(TaskError::Precondition(format!("pod {} has ended: {}", self.info.id, end.reason)))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Nothing is created any more when the pod ends, and its end waits for what is being created.
-    fn begin_creation(&self) -> Result<SemaphorePermit<'_>, TaskError> {
-        let ended = |_| TaskError::Precondition(format!("pod {} has ended", self.info.id));
-        self.creations.try_acquire().map_err(ended)
     }
 
     /// The running VM.
@@ -352,30 +308,6 @@ impl<G: Guest> PodTasks<G> {
         Ok(process)
     }
 
-    /// Takes the pod's VM, and follows it to its end.
-    fn keep(self: &Arc<Self>, vm: Arc<G>) {
-        *self.vm_slot() = Vm::Running(vm.clone());
-        let pod = self.clone();
-        tokio::spawn(async move {
-            let reason = vm.ended().await;
-            let orderly = matches!(*pod.vm_slot(), Vm::Ending(_));
-            if orderly {
-                tracing::info!(%reason, "VM has ended");
-            } else {
-                tracing::error!(%reason, "VM has ended by itself, and the pod with it");
-            }
-            pod.end.send_replace(Some(End { reason, at: SystemTime::now(), orderly }));
-        });
-    }
-
-    /// Waits for the end of a pod that has been made.
-    async fn ended(&self) -> End {
-        let mut end = self.end.subscribe();
-        let ended = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        // The sender is `self`: it does not go away.
-        ended.unwrap_or_else(|| End { reason: ExitReason::Stopped, at: SystemTime::now(), orderly: true })
-    }
-
     async fn create_member(
         &self,
         origin: &Origin,
@@ -451,84 +383,12 @@ impl<G: Guest> PodTasks<G> {
         Ok(pids)
     }
 
-    /// Whether the shim is of no more use. It is then told to end.
-    pub(crate) fn request_stop(&self) -> bool {
-        // A sandbox has its own end.
-        let idle = self.containers().is_empty() && self.sandbox().is_none();
-        if idle {
-            self.end_shim();
-        }
-        idle
-    }
-
-    /// Tells the shim to end.
-    pub(crate) fn end_shim(&self) {
-        self.stop.notify_one();
-    }
-
-    /// Whether the container that the pod was made for has been deleted by request.
-    pub(crate) fn has_had_its_end(&self) -> bool {
-        self.first_deleted.load(Ordering::SeqCst)
-    }
-
-    /// Waits until the shim shall end.
-    pub(crate) async fn stop_requested(&self) {
-        self.stop.notified().await;
-    }
-
-    /// Ends the VM and with it whatever still runs, and waits until containerd has been told.
-    pub(crate) async fn close(&self) {
-        // Until it is there, nobody knows of its VM and its network.
-        let all = timeout(CREATION_LIMIT, self.creations.acquire_many(MOST_CREATIONS.into())).await;
-        if all.is_err() {
-            tracing::warn!("a container is still being created");
-        }
-        self.creations.close();
-        self.end_vm();
-        let ending = match &mut *self.vm_slot() {
-            Vm::Ending(ending) => ending.take(),
-            Vm::Absent | Vm::Running(_) => None,
-        };
-        if let Some(ending) = ending {
-            let _ = ending.await;
-        }
-        let told = async {
-            for container in self.all() {
-                container.init.stopped().await;
-            }
-            self.events.flush().await;
-        };
-        if timeout(FLUSH_LIMIT, told).await.is_err() {
-            tracing::warn!("containerd has not taken the last events");
-        }
-    }
-
-    /// The pod's cgroup, for whoever leaves it when nothing else of the pod is left.
-    pub(crate) fn take_cgroup(&self) -> Option<Entered> {
-        self.cgroup.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
     fn all(&self) -> Vec<Arc<Container<G::Process>>> {
         let created = |slot: &Slot<_>| match slot {
             Slot::Created(container) => Some(container.clone()),
             Slot::Reserved => None,
         };
         self.containers().values().filter_map(created).collect()
-    }
-
-    /// Begins to end the VM, if it runs.
-    fn end_vm(&self) {
-        let mut slot = self.vm_slot();
-        if let Vm::Running(vm) = &*slot {
-            let vm = vm.clone();
-            *slot = Vm::Ending(Some(tokio::spawn(async move { end(&*vm).await })));
-        }
-    }
-}
-
-async fn end<G: Guest>(vm: &G) {
-    if let Err(error) = vm.shutdown().await {
-        tracing::warn!(error = chain(&error), "VM has not ended in order");
     }
 }
 

@@ -12,7 +12,8 @@ use monohull_runtime::pod::{PodConfig, PodError};
 use monohull_runtime::settings::Settings;
 use monohull_runtime::size::Demand;
 
-use super::{End, PodTasks, Vm, link_state, pod_config};
+use super::ending::End;
+use super::{PodTasks, Vm, link_state, pod_config};
 use crate::bundle;
 use crate::error::{TaskError, chain};
 use crate::guest::Guest;

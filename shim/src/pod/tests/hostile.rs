@@ -1,5 +1,9 @@
 //! Guests that lie about their processes or say nothing: their pod can be killed and deleted, and containerd has its answers.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::*;
 
 /// A running container "p1".
