@@ -1,6 +1,6 @@
 //! `monohull exec`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use clap::Args;
@@ -88,9 +88,9 @@ fn request(
     }
 }
 
-/// Whether our terminal is the command's alone. Where that does not read it, nobody but we would see a Ctrl-C.
-fn is_raw(stdin: bool, terminal: bool, on_terminal: bool) -> bool {
-    stdin && terminal && on_terminal
+/// Whether keys are the command's alone. Where it does not read them, nobody but we would see a Ctrl-C.
+fn takes_keys(stdin: bool, terminal: bool) -> bool {
+    stdin && terminal
 }
 
 async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failure> {
@@ -112,8 +112,7 @@ async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failur
         _ => return Err(gone(pod)),
     };
     let Request::Run { stdin, terminal, .. } = *request else { return Err(gone(pod)) };
-    let raw = is_raw(stdin, terminal, streams::on_terminal().0).then(|| Raw::enter(std::io::stdin().as_fd()));
-    let raw = raw.transpose().map_err(|e| Failure::of("cannot set the terminal up", &e))?;
+    let raw = Raw::of_stdin(takes_keys(stdin, terminal))?;
     let joined = join(fds, stdin);
     let mut outputs = joined.map_err(|e| Failure::of("cannot use the command's streams", &e))?;
     let code = match wait(&connection, pod, &mut signals).await? {
@@ -233,12 +232,11 @@ mod tests {
 
     #[test]
     fn ctrl_c_ends_a_command_that_does_not_read_it() {
-        for (line, raw) in
+        for (line, keys) in
             [("web", true), ("-it web -- vi", true), ("-t web -- top", false), ("web -- ps", false)]
         {
             let Request::Run { stdin, terminal, .. } = asked(line, true) else { panic!() };
-            assert_eq!(is_raw(stdin, terminal, true), raw, "{line}");
-            assert!(!is_raw(stdin, terminal, false), "{line}");
+            assert_eq!(takes_keys(stdin, terminal), keys, "{line}");
         }
     }
 

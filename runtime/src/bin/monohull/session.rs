@@ -1,6 +1,6 @@
 //! One container from its pod's start to its end: streams, signals, terminal, exit code.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -55,7 +55,7 @@ pub(crate) async fn run(
     };
     let ended = async {
         let streams = process.take_streams();
-        let raw = raw(terminal)?;
+        let raw = Raw::of_stdin(terminal)?;
         process.start().await.map_err(|e| start_failure(&e))?;
         spans.send(&timeline, None);
         attend(&process, streams, raw, signals).await
@@ -76,7 +76,7 @@ pub(crate) async fn attend_to_end(
 ) -> Result<u8, Failure> {
     let ended = async {
         let streams = process.take_streams();
-        let raw = raw(terminal)?;
+        let raw = Raw::of_stdin(terminal)?;
         if let Some((columns, rows)) = terminal::size().filter(|_| terminal) {
             // It may be of another size than the original's. Whoever draws on it is told to draw anew, so that there is something.
             let _ = process.resize(columns, rows).await;
@@ -100,16 +100,6 @@ async fn end(pod: &Pod, ended: Result<u8, Failure>) -> Result<u8, Failure> {
         say(&Failure::of("cannot end the pod in good order", &error).message);
     }
     Ok(code)
-}
-
-/// Sets our terminal up for a process that has one of its own.
-fn raw(terminal: bool) -> Result<Option<Raw>, Failure> {
-    match streams::on_terminal() {
-        (true, _) if terminal => Raw::enter(std::io::stdin().as_fd())
-            .map(Some)
-            .map_err(|e| Failure::of("cannot set the terminal up", &e)),
-        _ => Ok(None),
-    }
 }
 
 /// Stays with a process that runs to its end.

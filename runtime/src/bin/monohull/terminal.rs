@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{self, OptionalActions, Termios};
 
+use crate::failure::Failure;
+
 /// Shows the other screen, without a cursor; and back.
 const ENTER_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
@@ -39,6 +41,13 @@ pub(crate) fn size() -> Option<(u16, u16)> {
 pub(crate) struct Raw(());
 
 impl Raw {
+    /// Enters raw mode if that is wanted and standard input is a terminal.
+    pub(crate) fn of_stdin(wanted: bool) -> Result<Option<Self>, Failure> {
+        let stdin = io::stdin();
+        let raw = (wanted && stdin.is_terminal()).then(|| Self::enter(stdin.as_fd()));
+        raw.transpose().map_err(|e| Failure::of("cannot set the terminal up", &e))
+    }
+
     /// Enters raw mode.
     pub(crate) fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
         let terminal = terminal.try_clone_to_owned()?;
