@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
@@ -237,6 +237,20 @@ fn subdirectories(dir: &Path) -> Result<Vec<PathBuf>, StateError> {
     };
     let is_dir = |e: &fs::DirEntry| e.file_type().is_ok_and(|t| t.is_dir());
     Ok(entries.flatten().filter(is_dir).map(|e| e.path()).collect())
+}
+
+/// Opens a file in `state_dir` that all pods of the host share, and makes it, with the directory, where a pod is the host's first.
+pub(crate) fn open_shared(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let state_dir = path.parent().unwrap_or(path);
+            DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+            options.open(path)
+        }
+        file => file,
+    }
 }
 
 /// Makes a pod's directory, mode 0700. One that a dead owner left is cleaned up first.

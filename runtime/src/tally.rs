@@ -9,9 +9,9 @@ mod counts;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,8 +19,8 @@ use std::time::Duration;
 use monohull_vmm::api::ExitReason;
 use rustix::fs::FallocateFlags;
 
-use crate::sys;
 use crate::timeline::Timeline;
+use crate::{state, sys};
 pub use cells::{BOUNDS_MS, Ending, STEPS, Start};
 use cells::{Histogram, Place};
 pub use counts::{Counts, Spread};
@@ -110,27 +110,10 @@ impl Tally {
     }
 
     fn try_add(&self, add: impl FnOnce(&[AtomicU64])) -> io::Result<()> {
-        let mut options = File::options();
-        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = match options.open(&self.0) {
-            // The host's first pod may be one that can't even be started.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.make_directory()?;
-                options.open(&self.0)?
-            }
-            file => file?,
-        };
+        let file = state::open_shared(&self.0)?;
         // A page that could not be had when it is written to would be the end of this process.
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, sys::PAGE as u64)?;
         sys::with_shared_page(&file, true, add)
-    }
-
-    fn make_directory(&self) -> io::Result<()> {
-        match self.0.parent().map_or(Ok(()), |dir| DirBuilder::new().mode(0o700).create(dir)) {
-            // Another pod's owner was first.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        }
     }
 }
 

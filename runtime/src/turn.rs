@@ -6,18 +6,18 @@
 //!
 //! A turn is a lock on one byte of `<state_dir>/_turns` (open file description locks, fcntl_locking(2)): who dies gives it back.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::{SysconfVar, sysconf};
 use tokio::sync::oneshot;
 
-use crate::sys;
+use crate::{state, sys};
 
 /// Beside the directories of containerd's namespaces, none of which begins with a `_`.
 const FILE: &str = "_turns";
@@ -33,10 +33,15 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Waits for one on a host with so many CPUs; `waiting` is called if there is none at once. A pod that can't wait, for want of a
-    /// descriptor or a thread, starts all the same.
-    pub(crate) async fn take(state_dir: &Path, cpus: u8, waiting: impl FnOnce()) -> Self {
-        match lock_one(state_dir, cpus.max(1).saturating_mul(EACH), waiting).await {
+    /// Waits for one of the host's; `waiting` is called if there is none at once. A pod that can't wait, for want of a descriptor or a
+    /// thread, starts all the same.
+    pub(crate) async fn take(state_dir: &Path, waiting: impl FnOnce()) -> Self {
+        Self::take_of(EACH.saturating_mul(host_cpus()), state_dir, waiting).await
+    }
+
+    /// [`Self::take`], of so many.
+    async fn take_of(turns: u8, state_dir: &Path, waiting: impl FnOnce()) -> Self {
+        match lock_one(turns, state_dir, waiting).await {
             Ok(lock) => Self { _lock: Some(lock) },
             Err(error) => {
                 tracing::warn!(%error, step = "wait for the pod's turn");
@@ -46,8 +51,8 @@ impl Turn {
     }
 }
 
-async fn lock_one(state_dir: &Path, turns: u8, waiting: impl FnOnce()) -> io::Result<File> {
-    let file = open(state_dir)?;
+async fn lock_one(turns: u8, state_dir: &Path, waiting: impl FnOnce()) -> io::Result<File> {
+    let file = state::open_shared(&state_dir.join(FILE))?;
     for turn in 0..turns {
         if lock(&file, turn)? {
             return Ok(file);
@@ -65,18 +70,10 @@ async fn lock_one(state_dir: &Path, turns: u8, waiting: impl FnOnce()) -> io::Re
     told.await.map_err(io::Error::other)?
 }
 
-fn open(state_dir: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let path = state_dir.join(FILE);
-    match options.open(&path) {
-        // The host's first pod.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-            options.open(&path)
-        }
-        file => file,
-    }
+/// All that the host has: those that this process may use are fewer where its pod has a limit, and the turns are every pod's.
+fn host_cpus() -> u8 {
+    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1);
+    u8::try_from(online).unwrap_or(u8::MAX).max(1)
 }
 
 /// Whether the turn was free, and is now this file's.
@@ -109,7 +106,7 @@ fn byte(turn: u8) -> libc::flock {
 
 /// Removes what pods have waited for in `state_dir`.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
-    match std::fs::remove_file(state_dir.join(FILE)) {
+    match fs::remove_file(state_dir.join(FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -123,10 +120,11 @@ mod tests {
 
     use super::*;
 
+    const TURNS: u8 = 2;
     const SOON: Duration = Duration::from_millis(100);
 
     async fn take(dir: &Path) -> Turn {
-        let turn = Turn::take(dir, 1, || {}).await;
+        let turn = Turn::take_of(TURNS, dir, || {}).await;
         assert!(turn._lock.is_some());
         turn
     }
@@ -136,7 +134,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = [take(dir.path()).await, take(dir.path()).await];
         let mut has_waited = false;
-        let mut third = Box::pin(Turn::take(dir.path(), 1, || has_waited = true));
+        let mut third = Box::pin(Turn::take_of(TURNS, dir.path(), || has_waited = true));
         assert!(timeout(SOON, &mut third).await.is_err(), "two turns, and three have one");
         drop(held);
         third.await;
@@ -147,7 +145,7 @@ mod tests {
     async fn a_turn_that_nobody_waits_for_any_more_is_given_back() {
         let dir = tempfile::tempdir().unwrap();
         let held = [take(dir.path()).await, take(dir.path()).await];
-        let mut gone = Box::pin(Turn::take(dir.path(), 1, || {}));
+        let mut gone = Box::pin(Turn::take_of(TURNS, dir.path(), || {}));
         assert!(timeout(SOON, &mut gone).await.is_err());
         drop((gone, held));
         drop([take(dir.path()).await, take(dir.path()).await]);
@@ -160,11 +158,11 @@ mod tests {
         remove(&state).unwrap();
         drop(take(&state).await);
         remove(&state).unwrap();
-        assert!(std::fs::read_dir(&state).unwrap().next().is_none());
+        assert!(fs::read_dir(&state).unwrap().next().is_none());
     }
 
     #[tokio::test]
     async fn a_pod_that_cannot_wait_starts() {
-        assert!(Turn::take(Path::new("/proc/none"), 1, || {}).await._lock.is_none());
+        assert!(Turn::take(Path::new("/proc/none"), || {}).await._lock.is_none());
     }
 }

@@ -60,7 +60,7 @@ struct Starting {
 pub(super) async fn start(config: &PodConfig) -> Result<Arc<Pod>, PodError> {
     let tally = Tally::new(&config.settings.state_dir);
     let waiting = || config.timeline.mark("waits for its turn");
-    let _turn = Turn::take(&config.settings.state_dir, Host::own().cpus, waiting).await;
+    let _turn = Turn::take(&config.settings.state_dir, waiting).await;
     match fork_or_boot(config).await {
         Ok((pod, start)) => {
             tally.started(start, &config.timeline);
