@@ -57,7 +57,7 @@ YAML
     "$work/programs/kubectl" --kubeconfig "$work/pki/admin.conf" --namespace "$namespace" port-forward p "$port:8080" > "$said" 2>&1 &
     forward=$!
     trap 'kill "$forward"' EXIT # of the case's own shell
-    answer=$(curl --silent --retry 60 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/") || true
+    answer=$(fetched_here "http://127.0.0.1:$port/") || true
     [ "$answer" = hello ] || fail "answer: '$answer' and not 'hello'; kubectl: $(cat "$said")"
 }
 

@@ -9,10 +9,8 @@ containers: [{name: main, image: IMAGE, command: [sh, -c, "mkdir /www; echo $1 >
 YAML
 }
 
-# fetched URL: by the pod `client`. The node knows of a service's pods a moment after they are ready.
+# fetched URL: by the pod `client`, as fetched_here does.
 fetched() { in_pod client timeout 120 sh -c 'until timeout 20 wget -q -O /tmp/page "$0" 2> /dev/null; do sleep 1; done; cat /tmp/page' "$1"; }
-# fetched_here URL: by who runs the tests.
-fetched_here() { curl --silent --retry 60 --retry-delay 1 --retry-all-errors --max-time 20 "$1"; }
 
 case_pods_services_and_ports_of_the_node() {
     local host_port=18081
