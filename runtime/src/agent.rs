@@ -1,6 +1,7 @@
 //! The agent's client. What comes back was made in the guest: it is bounded and checked before it is used, and every
 //! call but [`Agent::wait`] has a deadline.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
@@ -16,8 +17,10 @@ use crate::{patience, text};
 mod bounded;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod hostile;
+mod recent;
 
 use bounded::Bounded;
+use recent::Recent;
 
 /// Turns a guest that is stuck into an error ([`patience`]). Creating a container mounts and copies: it is the slowest call.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -76,6 +79,7 @@ pub(crate) struct Agent {
     client: AgentClient,
     /// Whose waiting for a CPU is no fault of the agent's.
     vmm: Option<i32>,
+    recent: Arc<Recent>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -104,7 +108,8 @@ impl Agent {
     /// Takes the connection that the agent in the VM of `vmm` opened, which is that process's pid.
     pub(crate) fn new(stream: UnixStream, vmm: Option<i32>) -> Self {
         let socket = Socket::new(Bounded::new(stream));
-        Self { client: AgentClient::new(ttrpc::r#async::Client::new(socket)), vmm }
+        let client = AgentClient::new(ttrpc::r#async::Client::new(socket));
+        Self { client, vmm, recent: Arc::default() }
     }
 
     pub(crate) async fn create_sandbox(
@@ -171,6 +176,7 @@ impl Agent {
             ..Default::default()
         };
         let answer = answer(CALL, self.client.wait(unlimited(), &request).await)?;
+        self.recent.forget();
         if answer.exit_code > 255 {
             return Err(nonsense(CALL, "exit_code"));
         }
@@ -235,14 +241,19 @@ impl Agent {
         self.within("Update", self.client.update(unlimited(), &request)).await.map(drop)
     }
 
-    /// What a container has used, or with an empty id the pod.
+    /// What a container has used, or with an empty id the pod; as it was when that was last asked, if the guest has only slept since
+    /// ([`recent`]).
     pub(crate) async fn stats(&self, container: &str) -> Result<proto::Metrics, AgentError> {
         const CALL: &str = "Stats";
-        let metrics =
-            self.within(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
+        if let Some(metrics) = self.recent.get(container, self.vmm_used()) {
+            return Ok(metrics);
+        }
+        let generation = self.recent.generation();
+        let metrics = self.asked(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
         if metrics.compute_size() > MAX_METRICS {
             return Err(nonsense(CALL, "size"));
         }
+        self.recent.keep(container, &metrics, self.vmm_used(), generation);
         Ok(metrics)
     }
 
@@ -296,8 +307,24 @@ impl Agent {
         self.within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)
     }
 
-    /// The deadline is kept here, where its passing is a type and not a text.
+    fn vmm_used(&self) -> Option<Duration> {
+        recent::used_by(self.vmm?)
+    }
+
+    /// Has the guest do something.
     async fn within<T>(
+        &self,
+        call: &'static str,
+        request: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        self.recent.forget();
+        let result = self.asked(call, request).await;
+        self.recent.forget();
+        result
+    }
+
+    /// The deadline is kept here, where its passing is a type and not a text.
+    async fn asked<T>(
         &self,
         call: &'static str,
         request: impl Future<Output = ttrpc::Result<T>>,

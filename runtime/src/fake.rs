@@ -65,11 +65,13 @@ pub(crate) enum Mode {
     AnswersWrongly,
     /// The VMM answers to nothing.
     AnswersNothing,
+    /// The guest does nothing any more as soon as its sandbox is created.
+    IsStuck,
     /// The VMM closes its socket when it is asked for something, and lives on.
     HangsUp,
 }
 
-const MODES: [Mode; 17] = [
+const MODES: [Mode; 18] = [
     Mode::Good,
     Mode::Panics,
     Mode::Resets,
@@ -86,6 +88,7 @@ const MODES: [Mode; 17] = [
     Mode::RefusesSnapshots,
     Mode::AnswersWrongly,
     Mode::AnswersNothing,
+    Mode::IsStuck,
     Mode::HangsUp,
 ];
 
@@ -271,8 +274,13 @@ impl Fake {
     }
 
     async fn serve_streams(&self, vsock: UnixListener) {
+        let mut ignored = Vec::new();
         loop {
             let (stream, _) = vsock.accept().await.unwrap();
+            if self.mode == Mode::IsStuck {
+                ignored.push(stream);
+                continue;
+            }
             // The host gives up streams of a container that is refused meanwhile.
             if let Ok((name, stream)) = open(stream).await {
                 self.streams.lock().unwrap().insert(name, stream);
@@ -448,6 +456,10 @@ impl agent_ttrpc::Agent for Fake {
         _: &TtrpcContext,
         request: proto::ContainerRequest,
     ) -> ttrpc::Result<proto::Metrics> {
+        if self.mode == Mode::IsStuck {
+            std::future::pending::<()>().await;
+        }
+        self.note(&format!("stats {}", request.container_id));
         let entries = if request.container_id == "many-disks" { 100_000 } else { 1 };
         let entry = proto::IoEntry { major: 254, rbytes: 512, ..Default::default() };
         let io = proto::IoStat { usage: vec![entry; entries], ..Default::default() };

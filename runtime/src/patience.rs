@@ -13,6 +13,8 @@ use tokio::time::Instant;
 /// So many times its length is the longest that a deadline lasts, however busy the host is: two minutes of 30 s, four of 60 s. So
 /// long the kubelet waits for a container and for a pod (its `runtimeRequestTimeout`, and twice that).
 const MOST: u32 = 4;
+/// The same where nobody waits for an answer: half an hour of 30 s.
+const MOST_UNASKED: u32 = 60;
 /// A wait for a CPU that is shorter is no reason to go on: every process has such. In the first such time nobody looks.
 const SHORTEST: Duration = Duration::from_secs(1);
 
@@ -23,17 +25,22 @@ pub(crate) async fn within<T>(
     vmm: Option<i32>,
     future: impl Future<Output = T>,
 ) -> Option<T> {
-    within_but(limit, || vmm.map_or(Duration::ZERO, pod_kept_waiting), future).await
+    within_but((limit, MOST), || vmm.map_or(Duration::ZERO, pod_kept_waiting), future).await
 }
 
-/// [`within`], where `kept` says how much time up to now is not to be counted. Only differences of it are used.
+/// [`within`] for what nobody waits for: the host may be busy for much longer.
+pub(crate) async fn unasked<T>(limit: Duration, vmm: i32, future: impl Future<Output = T>) -> Option<T> {
+    within_but((limit, MOST_UNASKED), || pod_kept_waiting(vmm), future).await
+}
+
+/// [`within`] a limit that lasts at most so many times its length, where `kept` says how much time up to now is not to be counted. Only differences of it are used.
 async fn within_but<T>(
-    limit: Duration,
+    (limit, most): (Duration, u32),
     kept: impl Fn() -> Duration,
     future: impl Future<Output = T>,
 ) -> Option<T> {
     let mut future = pin!(future);
-    let end = Instant::now() + limit * MOST;
+    let end = Instant::now() + limit * most;
     // Nearly everything is done by then, at no cost.
     let early = SHORTEST.min(limit);
     if let Ok(done) = tokio::time::timeout(early, &mut future).await {
@@ -98,7 +105,7 @@ mod tests {
     /// How long it takes until a future that gives nothing is given up, when that part of all time is spent waiting for a CPU.
     async fn patience(part: f64) -> Duration {
         let start = Instant::now();
-        let given = within_but(LIMIT, || start.elapsed().mul_f64(part), pending::<()>()).await;
+        let given = within_but((LIMIT, MOST), || start.elapsed().mul_f64(part), pending::<()>()).await;
         assert!(given.is_none());
         start.elapsed()
     }
@@ -122,7 +129,7 @@ mod tests {
     async fn an_answer_after_the_limit_is_one_when_the_host_was_busy() {
         let start = Instant::now();
         let late = async { tokio::time::sleep(LIMIT * 3).await };
-        assert!(within_but(LIMIT, || start.elapsed(), late).await.is_some());
+        assert!(within_but((LIMIT, MOST), || start.elapsed(), late).await.is_some());
         assert!(within(LIMIT, None, ready(())).await.is_some());
     }
 
@@ -130,7 +137,7 @@ mod tests {
     async fn a_quick_answer_costs_no_look_at_the_threads() {
         let quick = async { tokio::time::sleep(SHORTEST / 2).await };
         let kept = || -> Duration { unreachable!("nobody has waited for long") };
-        assert!(within_but(LIMIT, kept, quick).await.is_some());
+        assert!(within_but((LIMIT, MOST), kept, quick).await.is_some());
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod network;
 mod resize;
 mod save;
 mod start;
+mod stuck;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;

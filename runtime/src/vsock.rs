@@ -5,18 +5,20 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use monohull_protocol::STDIO_PORT;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::patience;
 use crate::process::{Stdio, Streams};
 
 const SOCKET: &str = "vsock.sock";
 /// Longest answer to CONNECT: "OK 4294967295\n".
 const MAX_ANSWER: usize = 14;
-/// Turns a guest that does not accept into an error.
+/// Turns a guest that does not accept into an error ([`patience`]).
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a connection to the guest can't be had.
@@ -32,7 +34,7 @@ pub enum VsockError {
     #[error("guest port {0} refuses the connection")]
     Refused(u32),
     /// The guest did not answer in time.
-    #[error("guest port {0} does not answer")]
+    #[error("guest port {0} does not answer within {n} s: the guest is stuck or starved", n = DEADLINE.as_secs())]
     Timeout(u32),
 }
 
@@ -41,6 +43,8 @@ pub enum VsockError {
 #[derive(Debug)]
 pub(crate) struct Vsock {
     dir: OwnedFd,
+    /// The VMM's pid, from when there is one.
+    vmm: OnceLock<i32>,
 }
 
 impl Vsock {
@@ -49,12 +53,17 @@ impl Vsock {
         let path = dir.join(SOCKET);
         let listen = || {
             let dir = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir)?;
-            let vsock = Self { dir: dir.into() };
+            let vsock = Self { dir: dir.into(), vmm: OnceLock::new() };
             let listener = std::os::unix::net::UnixListener::bind(vsock.path())?;
             fs::set_permissions(&path, Permissions::from_mode(0o600))?;
             Ok((vsock, listener.into()))
         };
         listen().map_err(|e| VsockError::Listen(path.clone(), e))
+    }
+
+    /// Says whose waiting for a CPU is no fault of the guest's.
+    pub(crate) fn served_by(&self, vmm: i32) {
+        let _ = self.vmm.set(vmm);
     }
 
     /// Removes the listening socket: nobody can connect to the guest any more.
@@ -69,21 +78,28 @@ impl Vsock {
 
     /// Opens a stream to `port` in the guest, for as long as anyone listens there.
     pub(crate) async fn connect(&self, port: u32) -> Result<UnixStream, VsockError> {
-        let connect = async {
-            let mut stream = UnixStream::connect(self.path()).await?;
-            stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-            let answer = read_line(&mut stream).await?;
-            Ok((stream, answer))
-        };
-        let connected =
-            tokio::time::timeout(DEADLINE, connect).await.map_err(|_| VsockError::Timeout(port))?;
-        let (stream, answer) = connected.map_err(|e| VsockError::Connect(port, e))?;
+        let connected = patience::within(DEADLINE, self.vmm.get().copied(), self.ask(port)).await;
+        let (stream, answer) =
+            connected.ok_or(VsockError::Timeout(port))?.map_err(|e| VsockError::Connect(port, e))?;
         let number = answer.strip_prefix("OK ").and_then(|n| n.strip_suffix('\n'));
         if number.is_some_and(|n| n.parse::<u32>().is_ok()) {
             Ok(stream)
         } else {
             Err(VsockError::Refused(port))
         }
+    }
+
+    /// Waits until the guest's kernel has said whether anyone listens on a port, or there is none to say it.
+    pub(crate) async fn answers(&self) {
+        let _ = self.ask(STDIO_PORT).await;
+    }
+
+    /// A stream, and what the VMM says of it.
+    async fn ask(&self, port: u32) -> io::Result<(UnixStream, String)> {
+        let mut stream = UnixStream::connect(self.path()).await?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+        let answer = read_line(&mut stream).await?;
+        Ok((stream, answer))
     }
 
     /// Opens a stdio stream and tells the agent its name.

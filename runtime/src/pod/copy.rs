@@ -80,6 +80,7 @@ async fn start(config: &CopyConfig, snapshot: &Snapshot) -> Result<Copied, PodEr
         Vm::start(&config.settings.vmm, &vm_config, files, sockets.clone(), config.timeline.clone(), tally)?;
     let pid = ProcessId::of(vm.pid()).map_err(VmError::Watch)?;
     state.change(|state| state.vmm = Some(pid))?;
+    vsock.served_by(vm.pid());
     let watch = vm.watch();
     let disk = ImageDisk::default();
     match set_up(config, manifest, (&vm, ready, &vsock), (&disk, extents)).await {
@@ -87,7 +88,7 @@ async fn start(config: &CopyConfig, snapshot: &Snapshot) -> Result<Copied, PodEr
             let size = Size { memory_mib: manifest.hotplug_mib, cpus: manifest.max_cpus };
             let sizing =
                 Sizing::of_copy(&config.settings, manifest.memory_mib, manifest.cpus, size, Host::own());
-            let link = Link { agent, vm: watch };
+            let link = Link::new(agent, watch);
             let parts = Parts {
                 vm_config,
                 vm,
@@ -206,7 +207,7 @@ async fn set_up(
         attachments,
         ..Default::default()
     };
-    let link = Link { agent, vm: vm.watch() };
+    let link = Link::new(agent, vm.watch());
     match link.agent.reidentify(&request).await {
         Ok(()) => {
             config.timeline.mark("containers go on");

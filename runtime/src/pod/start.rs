@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, RwLock, oneshot, watch};
 
 use super::resize::Sizing;
-use super::{Containers, Link, Name, Pod, PodConfig, PodError, Shape, network, start_share};
+use super::{Containers, Link, Name, Pod, PodConfig, PodError, Shape, network, start_share, stuck};
 use crate::agent::Agent;
 use crate::disk::ImageDisk;
 use crate::exec;
@@ -180,6 +180,7 @@ async fn attempt(
     let sockets = Arc::<Sockets>::default();
     let vm_config = VmConfig { fds: files.roles(), ..plan.vm.clone() };
     let Starting { vm, ready, mut network, sizing } = start_vm(config, plan, files, sockets.clone(), &state)?;
+    vsock.served_by(vm.pid());
     let watch = vm.watch();
     let sharing = async {
         Ok(if config.share {
@@ -192,7 +193,7 @@ async fn attempt(
     let set_up = set_up(config, &vm, ready, network.as_mut(), &sizing);
     match tokio::try_join!(set_up, sharing) {
         Ok((agent, share)) => {
-            let link = Link { agent, vm: watch };
+            let link = Link::new(agent, watch);
             let (disk, share) = (ImageDisk::default(), OnceCell::new_with(share));
             let parts = Parts { vm_config, vm, link, vsock, state, disk, sizing, sockets, network, share };
             let name = (config.namespace.as_str(), config.id.as_str());
@@ -247,7 +248,7 @@ pub(super) fn assemble(
         changes: RwLock::new(()),
         timeline: timeline.clone(),
         host_mounts,
-        link,
+        link: link.clone(),
         vm,
         vsock: Arc::new(vsock),
         state: Arc::new(state),
@@ -264,6 +265,7 @@ pub(super) fn assemble(
         next_stream: AtomicU64::new(FIRST_STREAM),
     });
     let weak = Arc::downgrade(&pod);
+    tokio::spawn(stuck::watch(link, weak.clone()));
     tokio::spawn(async move {
         let commands = async {
             if let Some(listener) = debuggers {
@@ -345,7 +347,7 @@ async fn set_up(
     let (agent, (), ()) = tokio::try_join!(agent_of(vm, ready, &config.timeline), plumb, memory)?;
     let network = network.as_deref().map(Network::request).unwrap_or_default();
     let request = sandbox_request(config, network, sizing.cpus())?;
-    let link = Link { agent, vm: vm.watch() };
+    let link = Link::new(agent, vm.watch());
     match link.agent.create_sandbox(&request).await {
         Ok(sandbox) => {
             config.timeline.mark("sandbox created");

@@ -496,6 +496,22 @@ async fn limits_lose_the_hosts_numbers_and_a_guests_account_is_bounded() {
 }
 
 #[tokio::test]
+async fn an_idle_guest_is_not_woken_by_each_question_for_statistics() {
+    let host = Host::new(Mode::Good);
+    let (pod, _process) = Pod::start_with(pod_config(&host), container_config(&host, "c1")).await.unwrap();
+    let asked = || host.calls().iter().filter(|call| *call == "stats c1").count();
+    let first = pod.stats(Some("c1")).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(pod.stats(Some("c1")).await.unwrap(), first);
+    }
+    assert!(asked() < 20, "{} of 21", asked());
+    let before = asked();
+    pod.pause("c1").await.unwrap();
+    pod.stats(Some("c1")).await.unwrap();
+    assert_eq!(asked(), before + 1, "something has been done");
+}
+
+#[tokio::test]
 async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
     let host = Host::new(Mode::Good);
     let (pod, _process) =

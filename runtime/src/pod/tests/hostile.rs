@@ -61,6 +61,27 @@ async fn a_vmm_that_hangs_up_is_killed_and_the_request_ends() {
     end(&host, &pod).await;
 }
 
+#[tokio::test]
+async fn a_guest_that_is_stuck_is_ended() {
+    let host = Host::new(Mode::IsStuck);
+    let pod = start(&host).await;
+    tokio::time::pause();
+    let error = pod.stats(None).await.unwrap_err();
+    assert!(error.to_string().contains("stuck or starved"), "{error}");
+    let reason = pod.ended().await.to_string();
+    assert!(reason.contains("its kernel is stuck: it has not answered for 30 s"), "{reason}");
+    end(&host, &pod).await;
+}
+
+#[tokio::test]
+async fn a_guest_whose_kernel_answers_is_not_stuck() {
+    let host = Host::new(Mode::Good);
+    let pod = start(&host).await;
+    pod.end_if_stuck().await;
+    assert!(runs(pod.vmm_pid()));
+    end(&host, &pod).await;
+}
+
 /// A pod can always be ended, and leaves nothing.
 async fn end(host: &Host, pod: &Pod) {
     pod.shutdown().await.unwrap();
