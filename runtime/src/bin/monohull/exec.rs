@@ -88,11 +88,6 @@ fn request(
     }
 }
 
-/// Whether keys are the command's alone. Where it does not read them, nobody but we would see a Ctrl-C.
-fn takes_keys(stdin: bool, terminal: bool) -> bool {
-    stdin && terminal
-}
-
 async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failure> {
     let mut signals = Signals::new().map_err(|e| Failure::of("cannot catch signals", &e))?;
     let connection = connect(dir, pod)?;
@@ -112,7 +107,7 @@ async fn converse(dir: &Path, pod: &str, request: &Request) -> Result<u8, Failur
         _ => return Err(gone(pod)),
     };
     let Request::Run { stdin, terminal, .. } = *request else { return Err(gone(pod)) };
-    let raw = Raw::of_stdin(takes_keys(stdin, terminal))?;
+    let raw = Raw::of_stdin(terminal, stdin)?;
     let joined = join(fds, stdin);
     let mut outputs = joined.map_err(|e| Failure::of("cannot use the command's streams", &e))?;
     let code = match wait(&connection, pod, &mut signals).await? {
@@ -228,16 +223,6 @@ mod tests {
         assert_eq!(asked("web -- ps -o pid", true), plain);
         let Request::Run { stdin, terminal, .. } = asked("-it web -- vi", false) else { panic!() };
         assert!(stdin && terminal);
-    }
-
-    #[test]
-    fn ctrl_c_ends_a_command_that_does_not_read_it() {
-        for (line, keys) in
-            [("web", true), ("-it web -- vi", true), ("-t web -- top", false), ("web -- ps", false)]
-        {
-            let Request::Run { stdin, terminal, .. } = asked(line, true) else { panic!() };
-            assert_eq!(takes_keys(stdin, terminal), keys, "{line}");
-        }
     }
 
     #[test]

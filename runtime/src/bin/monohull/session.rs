@@ -55,7 +55,7 @@ pub(crate) async fn run(
     };
     let ended = async {
         let streams = process.take_streams();
-        let raw = Raw::of_stdin(terminal)?;
+        let raw = Raw::of_stdin(terminal, streams.stdin.is_some())?;
         process.start().await.map_err(|e| start_failure(&e))?;
         spans.send(&timeline, None);
         attend(&process, streams, raw, signals).await
@@ -76,7 +76,7 @@ pub(crate) async fn attend_to_end(
 ) -> Result<u8, Failure> {
     let ended = async {
         let streams = process.take_streams();
-        let raw = Raw::of_stdin(terminal)?;
+        let raw = Raw::of_stdin(terminal, streams.stdin.is_some())?;
         if let Some((columns, rows)) = terminal::size().filter(|_| terminal) {
             // It may be of another size than the original's. Whoever draws on it is told to draw anew, so that there is something.
             let _ = process.resize(columns, rows).await;

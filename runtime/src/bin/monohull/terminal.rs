@@ -41,10 +41,15 @@ pub(crate) fn size() -> Option<(u16, u16)> {
 pub(crate) struct Raw(());
 
 impl Raw {
-    /// Enters raw mode if that is wanted and standard input is a terminal.
-    pub(crate) fn of_stdin(wanted: bool) -> Result<Option<Self>, Failure> {
-        let stdin = io::stdin();
-        let raw = (wanted && stdin.is_terminal()).then(|| Self::enter(stdin.as_fd()));
+    /// Enters raw mode if the keys of standard input are all a command's that has a terminal and an `input`. Of one that does not read
+    /// them, nobody but we would see a Ctrl-C.
+    pub(crate) fn of_stdin(terminal: bool, input: bool) -> Result<Option<Self>, Failure> {
+        Self::of(io::stdin().as_fd(), terminal, input)
+    }
+
+    /// [`Self::of_stdin`], of any.
+    fn of(stdin: BorrowedFd<'_>, terminal: bool, input: bool) -> Result<Option<Self>, Failure> {
+        let raw = (terminal && input && stdin.is_terminal()).then(|| Self::enter(stdin));
         raw.transpose().map_err(|e| Failure::of("cannot set the terminal up", &e))
     }
 
@@ -160,6 +165,15 @@ mod tests {
         drop(raw);
         write(pty.slave.as_fd(), "end").unwrap();
         assert_eq!(shown(3), "end", "raw mode alone shows no other screen");
+    }
+
+    #[test]
+    fn ctrl_c_is_a_commands_only_if_it_reads_it() {
+        let _turn = TURN.lock().unwrap();
+        let pty = openpty(None, None).unwrap();
+        let keys_are_its = |terminal, input| Raw::of(pty.slave.as_fd(), terminal, input).unwrap().is_some();
+        assert!(keys_are_its(true, true));
+        assert!(!keys_are_its(true, false) && !keys_are_its(false, true) && !keys_are_its(false, false));
     }
 
     #[test]
