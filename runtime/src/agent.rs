@@ -24,6 +24,8 @@ use recent::Recent;
 
 /// Turns a guest that is stuck into an error ([`patience`]). Creating a container mounts and copies: it is the slowest call.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// The same for statistics, which engines ask of all their containers in turn: a guest that keeps one waiting hides the others.
+const STATS_DEADLINE: Duration = Duration::from_secs(5);
 /// Linux's PID_MAX_LIMIT.
 const MAX_PID: u32 = 4 * 1024 * 1024;
 /// Most characters taken of a guest's error message: enough for a path and a reason.
@@ -42,9 +44,12 @@ pub enum AgentError {
         /// The agent's words, bounded.
         message: String,
     },
-    /// The agent did not answer in time.
-    #[error("the pod's agent did not answer to {0} within {n} s: the guest is stuck or starved", n = DEADLINE.as_secs())]
-    Timeout(&'static str),
+    /// The agent did not answer in time (seconds).
+    #[error("the pod's agent did not answer to {0} within {1} s: the guest is stuck or starved")]
+    Timeout(&'static str, u64),
+    /// It was asked the same before, in vain, and is not asked again.
+    #[error("the pod's agent has still not answered to an earlier {0}: the guest is stuck or starved")]
+    Silent(&'static str),
     /// The connection to the agent broke.
     #[error("lost the pod's agent during {0}")]
     Lost(&'static str, #[source] ttrpc::Error),
@@ -248,8 +253,15 @@ impl Agent {
         if let Some(metrics) = self.recent.get(container, self.vmm_used()) {
             return Ok(metrics);
         }
-        let generation = self.recent.generation();
-        let metrics = self.asked(CALL, self.client.stats(unlimited(), &container_request(container))).await?;
+        if self.recent.is_awaited() {
+            return Err(AgentError::Silent(CALL));
+        }
+        let (generation, request) = (self.recent.generation(), container_request(container));
+        let asked = self.asked((CALL, STATS_DEADLINE), self.client.stats(unlimited(), &request)).await;
+        if matches!(asked, Err(AgentError::Timeout(..))) {
+            self.await_stats(request);
+        }
+        let metrics = asked?;
         if metrics.compute_size() > MAX_METRICS {
             return Err(nonsense(CALL, "size"));
         }
@@ -307,6 +319,17 @@ impl Agent {
         self.within("Shutdown", self.client.shutdown(unlimited(), &proto::Empty::new())).await.map(drop)
     }
 
+    /// Asks for statistics, and nobody does so again before there is an answer.
+    fn await_stats(&self, request: proto::ContainerRequest) {
+        self.recent.set_awaited(true);
+        let agent = self.clone();
+        tokio::spawn(async move {
+            // Any answer will do, and so will the connection's end.
+            drop(agent.client.stats(unlimited(), &request).await);
+            agent.recent.set_awaited(false);
+        });
+    }
+
     fn vmm_used(&self) -> Option<Duration> {
         recent::used_by(self.vmm?)
     }
@@ -318,7 +341,7 @@ impl Agent {
         request: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
         self.recent.forget();
-        let result = self.asked(call, request).await;
+        let result = self.asked((call, DEADLINE), request).await;
         self.recent.forget();
         result
     }
@@ -326,12 +349,12 @@ impl Agent {
     /// The deadline is kept here, where its passing is a type and not a text.
     async fn asked<T>(
         &self,
-        call: &'static str,
+        (call, deadline): (&'static str, Duration),
         request: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
-        match patience::within(DEADLINE, self.vmm, request).await {
+        match patience::within(deadline, self.vmm, request).await {
             Some(result) => answer(call, result),
-            None => Err(AgentError::Timeout(call)),
+            None => Err(AgentError::Timeout(call, deadline.as_secs())),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! seconds, and of one that idles all answers are the same.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,11 @@ const WORK: Duration = Duration::from_millis(4);
 
 /// Of one pod.
 #[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<Answers>);
+pub(super) struct Recent {
+    answers: Mutex<Answers>,
+    /// Whether one is still to come that was due.
+    awaited: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Answers {
@@ -68,8 +73,17 @@ impl Recent {
         }
     }
 
+    /// Whether the guest owes an answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_awaited(&self, awaited: bool) {
+        self.awaited.store(awaited, Ordering::Relaxed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

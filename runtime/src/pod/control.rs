@@ -18,7 +18,7 @@ impl Pod {
             Ok(()) => Ok(()),
             Err(error) => {
                 // One that could not be stopped in time must not be so later.
-                if matches!(error, AgentError::Timeout(_)) {
+                if matches!(error, AgentError::Timeout(..)) {
                     let _ = self.link.agent.resume(container).await;
                 }
                 Err(self.link.error(error).await)

@@ -46,7 +46,7 @@ impl Link {
     pub(crate) async fn error(&self, error: AgentError) -> PodError {
         match error {
             AgentError::Lost(..) => PodError::Ended(self.lost().await.reason),
-            AgentError::Timeout(_) => {
+            AgentError::Timeout(..) => {
                 self.doubts.notify_one();
                 error.into()
             }

@@ -458,7 +458,7 @@ mod agent {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let silent = crate::fake::silent(theirs);
         let error = Agent::new(ours, None).start("c1").await.unwrap_err();
-        assert!(matches!(error, AgentError::Timeout("Start")), "{error:?}");
+        assert!(matches!(error, AgentError::Timeout("Start", 30)), "{error:?}");
         silent.abort();
     }
 

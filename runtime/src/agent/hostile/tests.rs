@@ -51,7 +51,7 @@ async fn an_answer_of_another_kind_or_none_at_all_is_an_error() {
     for type_ in [MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_DATA, 0, 0xff] {
         let error =
             outcome(async |guest, stream| guest.send(stream, type_, &[0xff]).await).await.unwrap_err();
-        assert!(matches!(error, AgentError::Timeout(_) | AgentError::Lost(..)), "{type_}: {error:?}");
+        assert!(matches!(error, AgentError::Timeout(..) | AgentError::Lost(..)), "{type_}: {error:?}");
     }
 }
 
@@ -63,7 +63,7 @@ async fn an_answer_to_what_was_not_asked_is_none() {
             guest.answer(stream, &pid).await;
         };
         let error = outcome(answer).await.unwrap_err();
-        assert!(matches!(error, AgentError::Timeout("CreateContainer")), "{error:?}");
+        assert!(matches!(error, AgentError::Timeout("CreateContainer", 30)), "{error:?}");
     }
 }
 
@@ -113,7 +113,7 @@ async fn answers_reach_their_calls_in_any_order_and_a_late_one_reaches_none() {
     let (mut guest, agent) = Guest::new();
     let request = proto::CreateContainerRequest::new();
     let late = agent.create_container(&request);
-    assert!(matches!(late.await, Err(AgentError::Timeout(_))));
+    assert!(matches!(late.await, Err(AgentError::Timeout(..))));
     let late = guest.asked().await;
     let act = async {
         let streams = [guest.asked().await, guest.asked().await];
@@ -126,6 +126,31 @@ async fn answers_reach_their_calls_in_any_order_and_a_late_one_reaches_none() {
     assert_eq!((first.unwrap(), second.unwrap()), (2, 3));
 }
 
+/// Engines ask for the statistics of all containers in turn.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_owes_statistics_keeps_nobody_waiting_twice() {
+    let (mut guest, agent) = Guest::new();
+    let began = Instant::now();
+    assert!(matches!(agent.stats("c1").await, Err(AgentError::Timeout("Stats", 5))));
+    for container in ["c1", "c2", "c3"] {
+        assert!(matches!(agent.stats(container).await, Err(AgentError::Silent("Stats"))));
+    }
+    assert!(began.elapsed() < STATS_DEADLINE * 2);
+    let due = [guest.asked().await, guest.asked().await];
+    for stream in due {
+        guest.answer(stream, &proto::Metrics::new()).await;
+    }
+    while agent.recent.is_awaited() {
+        tokio::task::yield_now().await;
+    }
+    let act = async {
+        let stream = guest.asked().await;
+        guest.answer(stream, &proto::Metrics::new()).await;
+    };
+    let (metrics, ()) = tokio::join!(agent.stats("c1"), act);
+    assert!(metrics.is_ok(), "{metrics:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_reads_nothing_holds_no_call_beyond_its_deadline() {
     let (_guest, agent) = Guest::new();
@@ -135,7 +160,7 @@ async fn an_agent_that_reads_nothing_holds_no_call_beyond_its_deadline() {
     for call in calls {
         // A request that is given up halfway takes the connection with it.
         assert!(
-            matches!(call, Err(AgentError::Timeout("Update") | AgentError::Lost("Update", _))),
+            matches!(call, Err(AgentError::Timeout("Update", 30) | AgentError::Lost("Update", _))),
             "{call:?}"
         );
     }
