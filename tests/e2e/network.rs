@@ -25,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     ("network::an_interface_that_cannot_be_joined_is_named", unsupported_link),
     ("network::a_namespace_of_another_pod_is_refused", shared_namespace),
     ("network::the_hosts_interface_counts_what_the_pod_sends_and_receives", counters),
+    ("network::a_pod_hears_the_groups_it_has_joined_and_is_not_woken_for_others", groups),
     ("network::data_arrives_unchanged_in_both_directions", transfer),
     ("network::an_interface_is_no_faster_than_the_settings_say", limits::network),
     ("network::port_forward_reaches_what_listens_on_the_guests_localhost", port_forward),
@@ -291,6 +292,31 @@ fn counters(engine: &Engine) {
     let guest = inside(engine, &id, &["cat", "/sys/class/net/eth0/statistics/rx_bytes"]);
     let guest: usize = guest.trim().parse().expect("a number");
     assert!(guest >= SIZE, "{guest}");
+    engine.remove(&id);
+}
+
+fn groups(engine: &Engine) {
+    let (namespace, other) = (Namespace::new(&id("group")), Namespace::new(&id("peer")));
+    let ends = (namespace.name(), other.name());
+    ip(&format!("link add eth0 netns {} type veth peer name eth0 netns {}", ends.0, ends.1));
+    for (end, address) in [(&namespace, "fd90:5::2/64"), (&other, "fd90:5::1/64")] {
+        end.run(&["busybox", "sysctl", "-q", "-w", "net.ipv6.conf.eth0.accept_dad=0"]);
+        ip(&format!("-n {} addr add {address} dev eth0", end.name()));
+        ip(&format!("-n {} link set eth0 up", end.name()));
+    }
+    let id = start(engine, &namespace);
+    // Who has an address is asked for in a group that is made of it.
+    other.run(&ping("fd90:5::2"));
+    other.run(&ping("ff02::1%eth0"));
+
+    let kept_back = || -> u64 {
+        let count = namespace.run(&["cat", "/sys/class/net/mh0/statistics/tx_dropped"]);
+        count.trim().parse().expect("a number")
+    };
+    let before = kept_back();
+    let routers = ["ping", "-c", "3", "-i", "0.2", "-W", "1", "ff02::2%eth0"];
+    assert_eq!(finish(&mut other.command(&routers)).code(), 1, "there are none");
+    assert!(kept_back() >= before + 3);
     engine.remove(&id);
 }
 

@@ -196,10 +196,20 @@ fn network(binary: &Path) -> Result<(), Killed> {
         program.bring_up(NETWORK, network::FEATURES, &network::rings());
         program.send_frame(100);
     };
+    // Which frames a driver wants, while there is a tap, and what its reset makes of it.
+    let choose = |program: &mut Program| {
+        let [rx, tx] = network::rings();
+        let control = Ring::new(NETWORK, 2, 64);
+        program.bring_up(NETWORK, network::FEATURES | network::CONTROL_FEATURES, &[rx, tx, control]);
+        for switch in [0, 1, 0] {
+            program.command(&control, &[0, 0, switch]);
+        }
+    };
     let mut program = Program::new();
     bring_up(&mut program);
     program.print(b'!');
     program.wait_word();
+    choose(&mut program);
     bring_up(&mut program);
     program.print(b'k');
     let (setup, _) = full(program);

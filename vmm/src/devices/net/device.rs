@@ -3,37 +3,41 @@
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Write};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::control::Wanted;
 use super::rx::{Outcome, Receiver};
 use super::tap::{Offloads, Port, Tap, TapError};
 use super::tx::Sender;
 use crate::api::Rate;
 use crate::devices::limiter::Limiter;
-use crate::devices::queue::{Drained, Kicks, Violation};
+use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain};
 use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
-const QUEUE_SIZES: [u16; 2] = [256; 2];
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 const RX: usize = 0;
 const TX: usize = 1;
+const CONTROL: usize = 2;
 /// The event of the port, after those of the queues, and those of the limits.
-const PORT: usize = 2;
-const RX_LIMIT: usize = 3;
-const TX_LIMIT: usize = 4;
+const PORT: usize = 3;
+const RX_LIMIT: usize = 4;
+const TX_LIMIT: usize = 5;
 const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_CTRL_VQ
+    | 1 << VIRTIO_NET_F_CTRL_RX
     | 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_GUEST_TSO4
@@ -88,6 +92,8 @@ enum Link {
 #[derive(Debug)]
 pub struct Net {
     pub(super) mac: [u8; 6],
+    /// Which frames the driver wants.
+    pub(super) wanted: Wanted,
     kicks: Kicks,
     /// An epoll set for the port alone: it comes and goes without the event loop.
     epoll: Epoll,
@@ -103,6 +109,7 @@ impl Net {
     pub fn new(rate: Rate) -> io::Result<Self> {
         Ok(Self {
             mac: random_mac(),
+            wanted: Wanted::default(),
             kicks: Kicks::new(QUEUE_SIZES.len())?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             link: Link::Down,
@@ -124,6 +131,7 @@ impl Net {
     /// [`Self::attach`] for any port.
     pub(super) fn plug(&mut self, port: Box<dyn Port>) -> Result<(), AttachError> {
         port.set_offloads(self.offloads()).map_err(AttachError::Join)?;
+        port.set_groups(self.wanted.groups()).map_err(AttachError::Join)?;
         self.unplug();
         self.link = Link::Up(Plugged { port, watched: None });
         if let Err(error) = self.watch() {
@@ -142,6 +150,37 @@ impl Net {
             checksum: has(VIRTIO_NET_F_GUEST_CSUM),
             tso4: has(VIRTIO_NET_F_GUEST_TSO4),
             tso6: has(VIRTIO_NET_F_GUEST_TSO6),
+        }
+    }
+
+    /// Answers the commands of the control queue.
+    fn obey(&mut self) -> Result<Outcome, Violation> {
+        let State::Active(Serving { driver, .. }) = &mut self.state else { return Ok(Outcome::Served) };
+        let Active { mem, queues, interrupt, .. } = driver;
+        let Some(queue) = queues.get_mut(CONTROL).filter(|queue| queue.ready()) else {
+            return Ok(Outcome::Served);
+        };
+        let (mem, before) = (&*mem.memory(), self.wanted.clone());
+        let answer = |chain: Chain| {
+            let answer = self.wanted.command(chain.reader(mem)?);
+            chain.writer(mem)?.write_all(&[answer]).map_err(|_| Violation)?;
+            Ok(Served { written: 1, ..Served::default() })
+        };
+        if drain(queue, mem, interrupt, &mut Limiter::default(), answer)? == Drained::More {
+            self.kicks.repeat(CONTROL);
+        }
+        if self.wanted != before {
+            self.filter();
+        }
+        Ok(Outcome::Served)
+    }
+
+    /// Has the port keep back what the driver does not want. If it can't, the driver gets that as well, and drops it.
+    fn filter(&self) {
+        if let Link::Up(plugged) = &self.link
+            && let Err(error) = plugged.port.set_groups(self.wanted.groups())
+        {
+            eprintln!("network device: its tap takes no filter: {error}");
         }
     }
 
@@ -199,11 +238,14 @@ impl Net {
     }
 
     fn serve(&mut self, source: usize) -> Result<Outcome, Violation> {
+        if source == CONTROL {
+            return self.obey();
+        }
         let State::Active(Serving { driver, receiver, sender }) = &mut self.state else {
             return Ok(Outcome::Served);
         };
         let Active { mem, queues, interrupt, .. } = driver;
-        let [rx, tx] = queues.as_mut_slice() else { return Ok(Outcome::Served) };
+        let [rx, tx, ..] = queues.as_mut_slice() else { return Ok(Outcome::Served) };
         let mem = &*mem.memory();
         let port = match &self.link {
             Link::Up(plugged) => Some(&*plugged.port),
@@ -263,7 +305,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
         if active.queues.len() != QUEUE_SIZES.len() {
-            return Err(ActivateError("a network device has two queues".to_owned()));
+            return Err(ActivateError("a network device has three queues".to_owned()));
         }
         let mergeable = active.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         self.state = State::Active(Serving {
@@ -291,6 +333,8 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.state = State::Inactive;
+        self.wanted = Wanted::default();
+        self.filter();
         // Without a driver the port is only removed from the set, which can't fail.
         let _ = self.watch();
     }

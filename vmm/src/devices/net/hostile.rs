@@ -13,7 +13,7 @@ pub fn run(bytes: &[u8]) {
     let mut driver = MockDriver::with_memory(Net::new(Rate::default()).unwrap(), memory());
     let mut network = None;
     play(&mut driver, Input::new(bytes), |driver, input| {
-        match (input.u8() % 8, &network) {
+        match (input.u8() % 10, &network) {
             (0, _) => {
                 // It fails while the device has one.
                 let (port, peer) = wire();
@@ -27,6 +27,12 @@ pub fn run(bytes: &[u8]) {
             (3 | 4, Some(network)) => {
                 network.send(&vec![1; usize::from(input.u16()) % (MAX_FRAME + 100)]);
                 driver.kick_once(0);
+            }
+            (8 | 9, _) => {
+                let command =
+                    [input.u8() % 3, input.u8() % 3, input.u8() % 2, 0, 0, input.u8(), input.u8(), 0, 0, 0];
+                driver.push(2, &[&command, &[input.u8(); 24]], &[usize::from(input.u8() % 2)]);
+                driver.kick_once(2);
             }
             (5, _) => {
                 let buffers = 1 + input.u8() % 4;

@@ -1,8 +1,9 @@
-//! The network device (virtio 1.2 §5.1): one queue pair, joined to a tap of the host.
+//! The network device (virtio 1.2 §5.1): one queue pair and a control queue, joined to a tap of the host.
 //!
 //! Checksums and segmentation are left to whoever can do them: the device passes frames on with their
 //! `virtio_net_hdr`, which the tap speaks as well.
 
+mod control;
 mod device;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;

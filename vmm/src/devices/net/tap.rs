@@ -6,9 +6,16 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, c_int, c_uint, ifreq};
+use nix::libc::{
+    BPF_ABS, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, IFF_NO_PI, IFF_TAP,
+    IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, c_int, c_uint, ifreq, sock_filter, sock_fprog,
+};
 
 use super::HEADER;
+use super::control::Mac;
+
+/// The address of all stations.
+const EVERYBODY: Mac = [0xff; 6];
 
 /// What the other side of a port may leave undone in the frames it sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +29,9 @@ pub(crate) struct Offloads {
 pub(crate) trait Port: AsFd + std::fmt::Debug + Send {
     /// Says what frames may be received with.
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// Says which groups' frames are passed, beside those for single stations and for everybody; `None` for all.
+    fn set_groups(&self, groups: Option<&[Mac]>) -> io::Result<()>;
 
     /// Receives one frame, cut off at the end of `frame`. An empty one says that the port is gone.
     fn receive(&self, frame: &mut [u8]) -> io::Result<usize>;
@@ -91,6 +101,13 @@ impl Port for Tap {
         ioctl::set_offload(&self.file, flags)
     }
 
+    fn set_groups(&self, groups: Option<&[Mac]>) -> io::Result<()> {
+        match groups {
+            Some(groups) => ioctl::attach_filter(&self.file, &mut program(groups)),
+            None => ioctl::detach_filter(&self.file),
+        }
+    }
+
     fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(frame)
     }
@@ -101,15 +118,39 @@ impl Port for Tap {
     }
 }
 
+/// The filter that passes frames for single stations, for everybody and for these groups: classic BPF
+/// (Documentation/networking/filter.rst), which sees a frame from its destination on.
+fn program(groups: &[Mac]) -> Vec<sock_filter> {
+    let code = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    let load = |size, at| code(BPF_LD | BPF_ABS | size, 0, 0, at);
+    let skip_unless = |test, value, skip| code(BPF_JMP | BPF_K | test, 0, skip, value);
+    let pass = code(BPF_RET | BPF_K, 0, 0, u32::MAX);
+    // Bit 0 of the first byte tells groups, and everybody, from stations.
+    let mut program = vec![load(BPF_B, 0), code(BPF_JMP | BPF_K | BPF_JSET, 1, 0, 1), pass, load(BPF_W, 0)];
+    for &[a, b, c, d, e, f] in groups.iter().chain([&EVERYBODY]) {
+        program.extend([
+            skip_unless(BPF_JEQ, u32::from_be_bytes([a, b, c, d]), 4),
+            load(BPF_H, 4),
+            skip_unless(BPF_JEQ, u32::from_be_bytes([0, 0, e, f]), 1),
+            pass,
+            load(BPF_W, 0),
+        ]);
+    }
+    program.push(code(BPF_RET | BPF_K, 0, 0, 0));
+    program
+}
+
 /// The tun driver's requests (include/uapi/linux/if_tun.h).
 mod ioctl {
     use std::mem::size_of;
 
-    use super::{AsRawFd, File, c_int, c_uint, ifreq, io};
+    use super::{AsRawFd, File, c_int, c_uint, ifreq, io, sock_filter, sock_fprog};
 
     mod raw {
         #![allow(missing_docs, unreachable_pub)] // What nix makes is public.
-        use super::{c_int, c_uint, ifreq, size_of};
+        use super::{c_int, c_uint, ifreq, size_of, sock_fprog};
+        nix::ioctl_write_ptr!(tun_attach_filter, b'T', 213, sock_fprog);
+        nix::ioctl_write_ptr!(tun_detach_filter, b'T', 214, sock_fprog);
         nix::ioctl_write_ptr!(tun_set_vnet_hdr_sz, b'T', 216, c_int);
         nix::ioctl_write_int_bad!(tun_set_offload, nix::request_code_write!(b'T', 208, size_of::<c_uint>()));
         nix::ioctl_read_bad!(tun_get_iff, nix::request_code_read!(b'T', 210, size_of::<c_uint>()), ifreq);
@@ -133,6 +174,23 @@ mod ioctl {
         Ok(())
     }
 
+    /// TUNATTACHFILTER: what the program refuses does not reach the device. It takes the place of the one before.
+    pub(super) fn attach_filter(file: &File, program: &mut [sock_filter]) -> io::Result<()> {
+        let len = program.len().try_into().map_err(io::Error::other)?;
+        let program = sock_fprog { len, filter: program.as_mut_ptr() };
+        // SAFETY: the kernel reads one sock_fprog and copies the `len` instructions it points to, all alive during the call.
+        unsafe { raw::tun_attach_filter(file.as_raw_fd(), &program) }?;
+        Ok(())
+    }
+
+    /// TUNDETACHFILTER: everything reaches the device.
+    pub(super) fn detach_filter(file: &File) -> io::Result<()> {
+        let none = sock_fprog { len: 0, filter: std::ptr::null_mut() };
+        // SAFETY: the kernel reads nothing of the argument, which is valid all the same.
+        unsafe { raw::tun_detach_filter(file.as_raw_fd(), &none) }?;
+        Ok(())
+    }
+
     /// TUNSETOFFLOAD: the TUN_F_* that frames we read may have.
     pub(super) fn set_offload(file: &File, flags: c_uint) -> io::Result<()> {
         // The flags use a few low bits only.
@@ -140,5 +198,57 @@ mod ioctl {
         // SAFETY: the argument is a value, no pointer.
         unsafe { raw::tun_set_offload(file.as_raw_fd(), flags) }?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::devices::net::control::MOST_GROUPS;
+
+    /// The frames for these addresses that the filter for `groups` passes, by the kernel's account: what is sent to a UNIX socket goes
+    /// through its filter as what is sent to a tap does.
+    fn passed(groups: &[Mac], to: &[Mac]) -> Vec<Mac> {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let mut program = program(groups);
+        let program = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the kernel reads one sock_fprog and copies the instructions it points to, all alive during the call.
+        let attached = unsafe {
+            nix::libc::setsockopt(
+                theirs.as_raw_fd(),
+                nix::libc::SOL_SOCKET,
+                nix::libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<sock_fprog>() as u32,
+            )
+        };
+        assert_eq!(attached, 0, "{}", io::Error::last_os_error());
+        theirs.set_nonblocking(true).unwrap();
+        for address in to {
+            ours.send(&[&address[..], &[2; 54]].concat()).unwrap();
+        }
+        let mut frame = [0; 60];
+        std::iter::from_fn(|| theirs.recv(&mut frame).ok().map(|_| frame[..6].try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_tap_passes_what_is_for_one_station_for_everybody_and_for_the_groups() {
+        let group = |last| [0x33, 0x33, 0, 0, 0, last];
+        let station = [2, 0x33, 0, 0, 0, 1];
+        let all = [
+            station,
+            group(1),
+            group(2),
+            group(22),
+            EVERYBODY,
+            [1, 0, 0x5e, 0, 0, 1],
+            [0x33, 0x33, 0, 1, 0, 1],
+        ];
+        assert_eq!(passed(&[], &all), [station, EVERYBODY]);
+        assert_eq!(passed(&[group(22), group(1)], &all), [station, group(1), group(22), EVERYBODY]);
+        let many: Vec<_> = (0..MOST_GROUPS as u8).map(group).collect();
+        assert_eq!(passed(&many, &[group(63), group(64)]), [group(63)]);
     }
 }

@@ -25,6 +25,8 @@ mod receive;
 
 const RX: usize = 0;
 const TX: usize = 1;
+const CONTROL: usize = 2;
+const GROUP: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
 fn all_features(driver: &MockDriver<Net>) -> u64 {
     FEATURES | driver.device().features()
@@ -70,6 +72,46 @@ fn merged(mut frame: Vec<u8>, buffers: u16) -> Vec<u8> {
 /// The bytes the device wrote to chains.
 fn written(used: &[Used]) -> Vec<u8> {
     used.iter().flat_map(|used| used.written[..used.len as usize].to_vec()).collect()
+}
+
+/// Has the driver say something on the control queue. Returns the answer.
+fn say(driver: &mut MockDriver<Net>, command: &[u8]) -> Vec<u8> {
+    driver.push(CONTROL, &[&command[..2], &command[2..]], &[1]);
+    driver.kick(CONTROL);
+    written(&driver.used(CONTROL))
+}
+
+/// What Linux's driver says when its interface comes up.
+fn come_up(driver: &mut MockDriver<Net>) {
+    let groups = [&[1, 0, 0, 0, 0, 0, 1, 0, 0, 0][..], &GROUP].concat();
+    for command in [&[0, 0, 0][..], &[0, 1, 0], &groups] {
+        assert_eq!(say(driver, command), [0]);
+    }
+}
+
+#[test]
+fn the_port_keeps_back_what_the_driver_does_not_want() {
+    let (mut driver, peer) = plugged();
+    assert_eq!(peer.groups(), None);
+    come_up(&mut driver);
+    assert_eq!(peer.groups(), Some(vec![GROUP]));
+    let second = plug(&mut driver);
+    assert_eq!(second.groups(), Some(vec![GROUP]), "also one that comes later");
+    assert_eq!(say(&mut driver, &[0, 0, 1]), [0]);
+    assert_eq!(second.groups(), None);
+    assert_eq!(say(&mut driver, &[0, 0, 0]), [0]);
+    assert_eq!(say(&mut driver, &[9, 9, 9]), [1], "no such command");
+    assert_eq!(second.groups(), Some(vec![GROUP]));
+    driver.reset();
+    assert_eq!(second.groups(), None, "the next driver has said nothing yet");
+}
+
+#[test]
+fn a_command_without_room_for_its_answer_stops_the_device() {
+    let (mut driver, _peer) = plugged();
+    driver.push(CONTROL, &[&[0, 0, 0]], &[]);
+    driver.kick(CONTROL);
+    assert!(driver.interrupt().is_broken());
 }
 
 #[test]
@@ -390,7 +432,8 @@ proptest! {
 
 #[test]
 fn a_copy_has_the_same_address_and_its_link_is_down() {
-    let (saved, _peer) = plugged();
+    let (mut saved, _peer) = plugged();
+    come_up(&mut saved);
     let state = saved.device().save().unwrap();
     let mut copy = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&copy);
@@ -407,6 +450,7 @@ fn a_copy_has_the_same_address_and_its_link_is_down() {
     assert_eq!(copy.interrupts(), 1, "the driver is told");
     let peer = plug(&mut copy);
     assert!(link_is_up(&copy));
+    assert_eq!(peer.groups(), Some(vec![GROUP]), "it has joined what the saved one had");
     copy.push(TX, &[&frame(1, 100)], &[]);
     copy.kick(TX);
     assert_eq!(peer.receive().map(|frame| frame.len()), Some(100));

@@ -9,13 +9,18 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
+use super::control::Mac;
 use super::tap::{Offloads, Port};
+
+/// What a port was told last: the groups whose frames it passes; `None` for all.
+type Groups = Arc<Mutex<Option<Vec<Mac>>>>;
 
 /// The device's end.
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: OwnedFd,
     offloads: Arc<Mutex<Vec<Offloads>>>,
+    groups: Groups,
 }
 
 /// The network's end. Dropping it unplugs the port.
@@ -23,6 +28,7 @@ pub(super) struct Wire {
 pub(super) struct Peer {
     socket: OwnedFd,
     offloads: Arc<Mutex<Vec<Offloads>>>,
+    groups: Groups,
 }
 
 /// Both ends of a new wire.
@@ -30,7 +36,9 @@ pub(super) fn wire() -> (Wire, Peer) {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
     let offloads = Arc::new(Mutex::new(Vec::new()));
-    (Wire { socket: ours, offloads: offloads.clone() }, Peer { socket: theirs, offloads })
+    let groups = Groups::default();
+    let wire = Wire { socket: ours, offloads: offloads.clone(), groups: groups.clone() };
+    (wire, Peer { socket: theirs, offloads, groups })
 }
 
 impl AsFd for Wire {
@@ -42,6 +50,11 @@ impl AsFd for Wire {
 impl Port for Wire {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.offloads.lock().unwrap().push(offloads);
+        Ok(())
+    }
+
+    fn set_groups(&self, groups: Option<&[Mac]>) -> io::Result<()> {
+        *self.groups.lock().unwrap() = groups.map(<[Mac]>::to_vec);
         Ok(())
     }
 
@@ -67,6 +80,11 @@ impl Peer {
         let len = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()).ok()?;
         frame.truncate(len);
         Some(frame)
+    }
+
+    /// The groups whose frames the device wants; `None` for all.
+    pub(super) fn groups(&self) -> Option<Vec<Mac>> {
+        self.groups.lock().unwrap().clone()
     }
 
     /// What the device has asked for so far.

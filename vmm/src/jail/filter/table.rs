@@ -98,6 +98,8 @@ pub(super) const TABLE: &[Rule] = table! {
     SYS_ioctl [Request(T, 0x21)] [Main] "FIONBIO: sockets that don't block";
     SYS_ioctl [Request(T, 208)] [Main, Cpu] "TUNSETOFFLOAD: what the guest's driver takes";
     SYS_ioctl [Request(T, 210)] [Main] "TUNGETIFF: the kind of a new tap";
+    SYS_ioctl [Request(T, 213)] [Main] "TUNATTACHFILTER: the groups that the guest's driver has joined";
+    SYS_ioctl [Request(T, 214)] [Main, Cpu] "TUNDETACHFILTER: a driver that wants all, or that has gone";
     SYS_ioctl [Request(T, 216)] [Main] "TUNSETVNETHDRSZ: a new tap's frames";
 
     SYS_clone3 [] [Start] "threads; without capabilities, and as nobody's user, it makes no namespace";

@@ -9,13 +9,15 @@ use std::os::fd::AsRawFd;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::super::driver::{BUFFERS, NETWORK, Ring};
+use super::super::driver::{BUFFERS, NETWORK, Ring, WRITE};
 use super::super::program::Program;
 
 pub(crate) const RX: usize = 0;
 pub(crate) const TX: usize = 1;
 /// Checksums, segmentation and buffers that are joined (virtio 1.2 §5.1.3).
 pub(crate) const FEATURES: u64 = 0b11 | 1 << 11 | 1 << 12 | 1 << 15;
+/// A control queue, and filters for what is received (virtio 1.2 §5.1.3).
+pub(crate) const CONTROL_FEATURES: u64 = 1 << 17 | 1 << 18;
 /// Where a frame is, after its header of 12 bytes.
 pub(crate) const FRAME: u32 = BUFFERS;
 
@@ -45,6 +47,14 @@ pub(crate) fn tap() -> File {
 }
 
 impl Program {
+    /// Says on the control queue, which is `ring`, what `command` is.
+    pub(crate) fn command(&mut self, ring: &Ring, command: &[u8]) {
+        self.store_bytes(FRAME, command);
+        let length = u32::try_from(command.len()).unwrap();
+        self.chain(ring, &[(FRAME.into(), length, 0), ((FRAME + 0x100).into(), 1, WRITE)]);
+        self.round_trip(ring);
+    }
+
     /// Sends `length` bytes from the header on, as two buffers.
     pub(crate) fn send_frame(&mut self, length: u32) {
         let ring = rings()[TX];

@@ -142,7 +142,7 @@ fn without_mergeable_buffers_a_frame_too_large_is_dropped_and_the_buffer_kept() 
 fn frame_larger_than_all_buffers_together_is_dropped() {
     let mut driver = MockDriver::new(Net::new(Rate::default()).unwrap());
     let features = all_features(&driver);
-    driver.activate_sized(features, &[4, 4]);
+    driver.activate_sized(features, &[4, 4, 4]);
     let peer = plug(&mut driver);
     for _ in 0..4 {
         driver.push(RX, &[], &[100]);
