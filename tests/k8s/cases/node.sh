@@ -32,6 +32,11 @@ idle() { kubectl wait --for delete pods --all --all-namespaces --timeout "$patie
 
 case_pods_come_back_after_a_power_loss() {
     idle
+    # What a pod has had may go after it.
+    for _ in $(seq 30); do
+        [[ $(held) =~ [1-9] ]] || break
+        on_node 'sleep 3' > /dev/null
+    done
     pod p << 'YAML'
 volumes: [{name: work, emptyDir: {}}], containers: [{name: main, image: IMAGE,
   command: [sh, -c, "echo begun >> /work/log; exec sleep 3600"], volumeMounts: [{name: work, mountPath: /work}]}]

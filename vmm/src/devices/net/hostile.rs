@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // A mistake of the test itself should stop it.
 
-use super::wire::wire;
+use super::control::MOST_GROUPS;
+use super::wire::{Peer, wire};
 use super::{MAX_FRAME, Net};
 use crate::api::Rate;
 use crate::virtio::hostile::{Input, memory, play};
@@ -33,6 +34,8 @@ pub fn run(bytes: &[u8]) {
                     [input.u8() % 3, input.u8() % 3, input.u8() % 2, 0, 0, input.u8(), input.u8(), 0, 0, 0];
                 driver.push(2, &[&command, &[input.u8(); 24]], &[usize::from(input.u8() % 2)]);
                 driver.kick_once(2);
+                let groups = network.as_ref().and_then(Peer::groups);
+                assert!(groups.is_none_or(|groups| groups.len() <= MOST_GROUPS));
             }
             (5, _) => {
                 let buffers = 1 + input.u8() % 4;
