@@ -239,7 +239,6 @@ pub(super) fn assemble(
     let listener = door::listen(state.dir()).map_err(VmError::Watch)?;
     let debugged = !settings.debug_shell.as_os_str().is_empty();
     let debuggers = debugged.then(|| exec::listen(state.dir())).transpose().map_err(VmError::Watch)?;
-    let watch = link.vm.clone();
     let pod = Arc::new(Pod {
         settings: settings.clone(),
         name: Name { id: id.to_owned(), namespace: namespace.to_owned() },
@@ -265,18 +264,18 @@ pub(super) fn assemble(
         next_stream: AtomicU64::new(FIRST_STREAM),
     });
     let weak = Arc::downgrade(&pod);
-    tokio::spawn(stuck::watch(link, weak.clone()));
     tokio::spawn(async move {
         let commands = async {
             if let Some(listener) = debuggers {
                 exec::serve(listener, weak.clone()).await;
             }
         };
-        // Where one of them fails the other is still served.
-        let services = async { tokio::join!(door::serve(listener, weak.clone()), commands) };
+        // Where one of them fails the others go on.
+        let snapshots = door::serve(listener, weak.clone());
+        let services = async { tokio::join!(snapshots, commands, stuck::watch(&link, weak.clone())) };
         tokio::select! {
             _ = services => {}
-            _ = watch.ended() => {}
+            _ = link.vm.ended() => {}
         }
     });
     Ok(pod)

@@ -16,18 +16,12 @@ use crate::patience;
 
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Looks after the pod's guest whenever it has not answered in time, until the VM has ended.
-pub(super) async fn watch(link: Link, pod: Weak<Pod>) {
+/// Looks after the pod's guest whenever it has not answered in time.
+pub(super) async fn watch(link: &Link, pod: Weak<Pod>) {
     loop {
-        tokio::select! {
-            () = link.doubted() => {}
-            _ = link.vm.ended() => return,
-        }
+        link.doubted().await;
         let Some(pod) = pod.upgrade() else { return };
-        tokio::select! {
-            () = pod.end_if_stuck() => {}
-            _ = link.vm.ended() => return,
-        }
+        pod.end_if_stuck().await;
     }
 }
 

@@ -14,8 +14,7 @@ use nix::libc::{
 use super::HEADER;
 use super::control::Mac;
 
-/// The address of all stations.
-const EVERYBODY: Mac = [0xff; 6];
+const BROADCAST: Mac = [0xff; 6];
 
 /// What the other side of a port may leave undone in the frames it sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +126,7 @@ fn program(groups: &[Mac]) -> Vec<sock_filter> {
     let pass = code(BPF_RET | BPF_K, 0, 0, u32::MAX);
     // Bit 0 of the first byte tells groups, and everybody, from stations.
     let mut program = vec![load(BPF_B, 0), code(BPF_JMP | BPF_K | BPF_JSET, 1, 0, 1), pass, load(BPF_W, 0)];
-    for &[a, b, c, d, e, f] in groups.iter().chain([&EVERYBODY]) {
+    for &[a, b, c, d, e, f] in groups.iter().chain([&BROADCAST]) {
         program.extend([
             skip_unless(BPF_JEQ, u32::from_be_bytes([a, b, c, d]), 4),
             load(BPF_H, 4),
@@ -242,12 +241,12 @@ mod tests {
             group(1),
             group(2),
             group(22),
-            EVERYBODY,
+            BROADCAST,
             [1, 0, 0x5e, 0, 0, 1],
             [0x33, 0x33, 0, 1, 0, 1],
         ];
-        assert_eq!(passed(&[], &all), [station, EVERYBODY]);
-        assert_eq!(passed(&[group(22), group(1)], &all), [station, group(1), group(22), EVERYBODY]);
+        assert_eq!(passed(&[], &all), [station, BROADCAST]);
+        assert_eq!(passed(&[group(22), group(1)], &all), [station, group(1), group(22), BROADCAST]);
         let many: Vec<_> = (0..MOST_GROUPS as u8).map(group).collect();
         assert_eq!(passed(&many, &[group(63), group(64)]), [group(63)]);
     }
