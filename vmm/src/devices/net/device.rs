@@ -17,7 +17,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::control::Wanted;
+use super::control::{Mac, Wanted};
 use super::rx::{Outcome, Receiver};
 use super::tap::{Offloads, Port, Tap, TapError};
 use super::tx::Sender;
@@ -35,6 +35,9 @@ const CONTROL: usize = 2;
 const PORT: usize = 3;
 const RX_LIMIT: usize = 4;
 const TX_LIMIT: usize = 5;
+/// How often a driver may have the tap's filter changed. Each change takes a lock of the host's (RTNL) that all who make interfaces
+/// wait for; a driver that is never content gets all frames.
+pub(super) const FILTERS: u32 = 1000;
 const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_CTRL_VQ
     | 1 << VIRTIO_NET_F_CTRL_RX
@@ -94,6 +97,8 @@ pub struct Net {
     pub(super) mac: [u8; 6],
     /// Which frames the driver wants.
     pub(super) wanted: Wanted,
+    /// Changes of the filter that are left.
+    filters: u32,
     kicks: Kicks,
     /// An epoll set for the port alone: it comes and goes without the event loop.
     epoll: Epoll,
@@ -110,6 +115,7 @@ impl Net {
         Ok(Self {
             mac: random_mac(),
             wanted: Wanted::default(),
+            filters: FILTERS,
             kicks: Kicks::new(QUEUE_SIZES.len())?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             link: Link::Down,
@@ -131,7 +137,7 @@ impl Net {
     /// [`Self::attach`] for any port.
     pub(super) fn plug(&mut self, port: Box<dyn Port>) -> Result<(), AttachError> {
         port.set_offloads(self.offloads()).map_err(AttachError::Join)?;
-        port.set_groups(self.wanted.groups()).map_err(AttachError::Join)?;
+        port.set_groups(self.groups()).map_err(AttachError::Join)?;
         self.unplug();
         self.link = Link::Up(Plugged { port, watched: None });
         if let Err(error) = self.watch() {
@@ -175,10 +181,17 @@ impl Net {
         Ok(Outcome::Served)
     }
 
+    /// The groups whose frames the port passes; `None` for all.
+    fn groups(&self) -> Option<&[Mac]> {
+        if self.filters > 0 { self.wanted.groups() } else { None }
+    }
+
     /// Has the port keep back what the driver does not want. If it can't, the driver gets that as well, and drops it.
-    fn filter(&self) {
+    fn filter(&mut self) {
+        let Some(left) = self.filters.checked_sub(1) else { return };
+        self.filters = left;
         if let Link::Up(plugged) = &self.link
-            && let Err(error) = plugged.port.set_groups(self.wanted.groups())
+            && let Err(error) = plugged.port.set_groups(self.groups())
         {
             eprintln!("network device: its tap takes no filter: {error}");
         }

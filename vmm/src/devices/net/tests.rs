@@ -12,6 +12,7 @@ use virtio_bindings::virtio_net::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use super::device::FILTERS;
 use super::tap::Offloads;
 use super::wire::{Peer, wire};
 use super::{FRAMES, HEADER, MAX_FRAME, MIN_FRAME, Net, hostile};
@@ -104,6 +105,19 @@ fn the_port_keeps_back_what_the_driver_does_not_want() {
     assert_eq!(second.groups(), Some(vec![GROUP]));
     driver.reset();
     assert_eq!(second.groups(), None, "the next driver has said nothing yet");
+}
+
+#[test]
+fn a_driver_that_is_never_content_gets_all() {
+    let (mut driver, peer) = plugged();
+    come_up(&mut driver);
+    for turn in 0..FILTERS {
+        assert_eq!(say(&mut driver, &[0, 1, u8::from(turn % 2 == 0)]), [0]);
+    }
+    assert_eq!(peer.groups(), None);
+    assert_eq!(say(&mut driver, &[0, 1, 0]), [0]);
+    assert_eq!(peer.groups(), None, "the host is left alone");
+    assert_eq!(plug(&mut driver).groups(), None);
 }
 
 #[test]
