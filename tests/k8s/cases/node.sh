@@ -33,10 +33,8 @@ idle() { kubectl wait --for delete pods --all --all-namespaces --timeout "$patie
 case_pods_come_back_after_a_power_loss() {
     idle
     # What a pod has had may go after it.
-    for _ in $(seq 30); do
-        [[ $(held) =~ [1-9] ]] || break
-        on_node 'sleep 3' > /dev/null
-    done
+    holds_nothing() { [[ ! $(held) =~ [1-9] ]]; }
+    by_and_by holds_nothing || fail "the node still holds $(held)"
     pod p << 'YAML'
 volumes: [{name: work, emptyDir: {}}], containers: [{name: main, image: IMAGE,
   command: [sh, -c, "echo begun >> /work/log; exec sleep 3600"], volumeMounts: [{name: work, mountPath: /work}]}]
@@ -50,12 +48,8 @@ YAML
     is 'how the first container ended' 'Unknown 255' field p '{.status.containerStatuses[0].lastState.terminated.reason} {.status.containerStatuses[0].lastState.terminated.exitCode}'
     is 'what its volume has' $'begun\nbegun' in_pod p cat /work/log
     # What containerd still knows of the first ones goes by and by.
-    for _ in $(seq 30); do
-        now=$(held)
-        [ "$now" != "$before" ] || return 0
-        on_node 'sleep 3' > /dev/null
-    done
-    fail "the node held $before; now $now"
+    holds_the_same() { now=$(held) && [ "$now" = "$before" ]; }
+    by_and_by holds_the_same || fail "the node held $before; now $now"
 }
 
 # deployment COUNT [CLASS]: so many pods, and how long they take, by the clock of who waits for them: stamps of objects have whole seconds.

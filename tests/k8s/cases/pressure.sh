@@ -22,12 +22,11 @@ YAML
 # agree WHAT COMMAND COMMAND: both come to print numbers that differ by 5 % at most. Who tells them looks now and then.
 agree() {
     local told known
-    for _ in $(seq 30); do
-        told=$("$2") known=$("$3")
-        awk -v a="${told:-0}" -v b="${known:-0}" 'BEGIN { exit !(b > 0 && a - b <= b / 20 && b - a <= b / 20) }' && return
-        on_node 'sleep 3' > /dev/null
-    done
-    fail "$1: '$told' is told, '$known' it is"
+    agrees() {
+        told=$("$1") known=$("$2")
+        awk -v a="${told:-0}" -v b="${known:-0}" 'BEGIN { exit !(b > 0 && a - b <= b / 20 && b - a <= b / 20) }'
+    }
+    by_and_by agrees "$2" "$3" || fail "$1: '$told' is told, '$known' it is"
 }
 
 case_what_kubectl_top_reads_of_containers() {
