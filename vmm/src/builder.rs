@@ -25,6 +25,7 @@ use crate::marks::Marks;
 use crate::memory::{self, AddressRange, MemoryError};
 use crate::persist::Persist;
 use crate::snapshot::{Shape, Snapshot, SnapshotError, State};
+use crate::virtio::registers::RegisterPages;
 use crate::virtio::{GuestMemory, MmioTransport};
 use crate::vm::{self, Vm, VmError};
 use crate::x86::boot::{self, BootError, Payload};
@@ -135,7 +136,9 @@ pub(crate) fn build(
     };
 
     let kvm = vm::open(fds.take(FdRole::Kvm)?)?;
-    let vm = Vm::new(kvm, memory.clone())?;
+    let registers =
+        RegisterPages::new().map_err(|error| BuildError::Device("registers of devices", error))?;
+    let vm = Vm::new(kvm, memory.clone(), Some(&registers))?;
     let cpus = (0..config.vcpus)
         .map(|id| vm.create_cpu(Cpu { id, count: config.vcpus }))
         .collect::<Result<Vec<_>, _>>()?;
@@ -143,7 +146,7 @@ pub(crate) fn build(
 
     let mut console = fds.find(FdRole::Console).map(|output| console(&vm, output)).transpose()?;
     let devices = devices(config, &mut fds, &memory, &vm, outbox)?;
-    let mut transports = connect(&vm, &devices, &memory)?;
+    let mut transports = connect(&vm, &devices, &memory, &registers)?;
     marks.note("devices ready");
 
     match origin {
@@ -240,13 +243,18 @@ fn memory_device(
 }
 
 /// Gives each device its registers, its interrupt and its kicks.
-fn connect(vm: &Vm, devices: &DeviceSet, memory: &GuestMemory) -> Result<Vec<MmioTransport>, BuildError> {
+fn connect(
+    vm: &Vm,
+    devices: &DeviceSet,
+    memory: &GuestMemory,
+    registers: &RegisterPages,
+) -> Result<Vec<MmioTransport>, BuildError> {
     let devices = devices.in_order();
     let mut transports = Vec::with_capacity(devices.len());
     // KVM keeps what is behind it.
     let nobody = EventFd::new(0).map_err(|error| BuildError::Device("acknowledgements", error))?;
     for ((index, irq), device) in (0u32..).zip(VIRTIO_IRQS).zip(devices) {
-        let transport = MmioTransport::new(device.model.clone(), memory.clone())
+        let transport = MmioTransport::new(device.model.clone(), memory.clone(), registers.device(index))
             .map_err(|error| BuildError::Device("interrupt of a device", error))?;
         vm.connect_interrupt(transport.interrupt().event(), irq)?;
         vm.connect_kicks(&*crate::lock(&device.model), index)?;

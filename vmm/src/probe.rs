@@ -71,7 +71,7 @@ pub fn probe_speed(kvm: &File) -> Result<Speed, ProbeError> {
     let memory = memory::allocate(&[(0, 2 << 20)], false)?;
     memory.memory().write_slice(&PROGRAM, GuestAddress(CODE))?;
     regs::write_tables(&memory.memory())?;
-    let vm = Vm::new(kvm, memory)?;
+    let vm = Vm::new(kvm, memory, None)?;
     let mut vcpu = vm.create_cpu(Cpu { id: 0, count: 1 })?;
     regs::set(&vcpu, CODE)?;
 

@@ -12,7 +12,7 @@ use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::api::ExitReason;
-use crate::bus::{Bus, Effect};
+use crate::bus::{Bus, Effect, FLOATING};
 use crate::ending::{Cause, Ending};
 use crate::jail::filter::Class;
 use crate::threads::{Starter, Thread};
@@ -100,7 +100,7 @@ fn run(fd: &mut VcpuFd, bus: &Bus, stopped: &AtomicBool) -> Option<ExitReason> {
                     return Some(ExitReason::GuestShutdown);
                 }
             }
-            Ok(VcpuExit::MmioRead(address, data)) => bus.memory_read(address, data),
+            Ok(VcpuExit::MmioRead(_, data)) => data.fill(FLOATING),
             Ok(VcpuExit::MmioWrite(address, data)) => bus.memory_write(address, data),
             Ok(VcpuExit::Shutdown) => return Some(ExitReason::TripleFault),
             Ok(VcpuExit::InternalError) => return Some(ExitReason::Failure(internal_error(fd))),

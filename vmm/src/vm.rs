@@ -8,31 +8,34 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_cpuid_entry2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::snapshot::Host;
+use crate::virtio::registers::{INTERRUPT_ACK, QUEUE_NOTIFY, RegisterPages};
 use crate::virtio::{GuestMemory, VirtioDevice};
 use crate::x86::cpu_state::{CpuState, MsrList};
 use crate::x86::cpuid::{self, Cpu};
-use crate::x86::layout::{KVM_TSS, virtio_address};
+use crate::x86::layout::{KVM_TSS, VIRTIO, virtio_address};
 use crate::x86::vm_state::{StateError, VmState};
 
-/// Offset of the QueueNotify register (virtio 1.2 §4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
-/// That of InterruptACK, and what a driver writes there when buffers were used and nothing else has happened.
-const INTERRUPT_ACK: u64 = 0x64;
+/// What a driver writes to InterruptACK when buffers were used and nothing else has happened.
 const USED_BUFFERS: u32 = 1;
+/// The memory slot of the devices' registers, and the first of the guest's memory.
+const REGISTERS_SLOT: u32 = 0;
+const FIRST_SLOT: u32 = 1;
 /// What a VM can't do without.
-const REQUIRED: [(Cap, &str); 5] = [
+const REQUIRED: [(Cap, &str); 6] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
 ];
 
 /// KVM refused something.
@@ -100,12 +103,19 @@ pub(crate) fn open(kvm: File) -> Result<Kvm, VmError> {
 }
 
 impl Vm {
-    /// Makes a VM with this memory and with interrupt controllers.
+    /// Makes a VM with this memory, these registers if it has devices, and interrupt controllers.
+    ///
+    /// The guest reads the registers without an exit. What it writes there KVM treats as if there were no memory: it signals an event
+    /// or leaves the guest.
     ///
     /// All memory slots come before the interrupt controllers: each change of slots later waits for all users of the
     /// old ones, which takes milliseconds. There is no PIT: the guest uses the TSC deadline timer, and a PIT costs more
     /// to create than all the rest. Interrupts need no routing table, KVM's own connects line n to pin n of the IOAPIC.
-    pub(crate) fn new(kvm: Kvm, memory: GuestMemory) -> Result<Self, VmError> {
+    pub(crate) fn new(
+        kvm: Kvm,
+        memory: GuestMemory,
+        registers: Option<&RegisterPages>,
+    ) -> Result<Self, VmError> {
         for (capability, name) in REQUIRED {
             if !kvm.check_extension(capability) {
                 return Err(VmError::Capability(name));
@@ -114,8 +124,9 @@ impl Vm {
         let supported =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(cant("report the CPUID it supports"))?;
         let fd = kvm.create_vm().map_err(cant("create a VM"))?;
-        for (slot, region) in (0u32..).zip(memory.memory().iter()) {
-            set_slot(&fd, slot, region)?;
+        registers.map_or(Ok(()), |registers| set_registers(&fd, registers))?;
+        for (slot, region) in (FIRST_SLOT..).zip(memory.memory().iter()) {
+            set_memory(&fd, slot, region)?;
         }
         fd.set_tss_address(KVM_TSS as usize).map_err(cant("set the TSS address"))?;
         fd.create_irq_chip().map_err(cant("create interrupt controllers"))?;
@@ -131,8 +142,8 @@ impl Vm {
 
     /// The slots that there are.
     pub(crate) fn slots(&self) -> Slots {
-        let next = u32::try_from(self.memory.memory().iter().count()).unwrap_or(u32::MAX);
-        Slots { fd: self.fd.clone(), next }
+        let used = u32::try_from(self.memory.memory().iter().count()).unwrap_or(u32::MAX);
+        Slots { fd: self.fd.clone(), next: FIRST_SLOT.saturating_add(used) }
     }
 
     /// Makes one CPU. The first (id 0) starts where its registers say, the others when the guest starts them.
@@ -204,13 +215,29 @@ impl Vm {
 impl Slots {
     /// Gives the VM one more region of memory, made by [`crate::memory`].
     pub(crate) fn add(&mut self, region: &GuestRegionMmap) -> Result<(), VmError> {
-        set_slot(&self.fd, self.next, region)?;
+        set_memory(&self.fd, self.next, region)?;
         self.next += 1;
         Ok(())
     }
 }
 
-fn set_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap) -> Result<(), VmError> {
+/// Gives the VM the devices' registers, for reading.
+fn set_registers(vm: &VmFd, registers: &RegisterPages) -> Result<(), VmError> {
+    let memory = registers.memory();
+    let slot = kvm_userspace_memory_region {
+        slot: REGISTERS_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: VIRTIO,
+        memory_size: memory.size() as u64,
+        userspace_addr: memory.as_ptr() as u64,
+    };
+    // One reference more, for the VM: the registers stay mapped until the process ends.
+    std::mem::forget(memory.clone());
+    // SAFETY: the memory is mapped, and stays so until the process ends and with it the VM, by the reference just left behind.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(cant("let the guest read the registers of devices"))
+}
+
+fn set_memory(vm: &VmFd, slot: u32, region: &GuestRegionMmap) -> Result<(), VmError> {
     let slot = kvm_userspace_memory_region {
         slot,
         flags: 0,

@@ -19,7 +19,7 @@ use super::State;
 
 const MAGIC: [u8; 8] = *b"MHULSNAP";
 /// Of the format, which is that of [`State`]: any change of the types in it is another version. A VMM reads its own only.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 pub(crate) const HEADER: usize = 24;
 /// Longest state: several times that of the largest VM.
 pub(crate) const MAX_STATE: usize = 8 << 20;

@@ -13,7 +13,7 @@ use crate::devices::vsock::hostile::listener;
 use crate::ipc::Channel;
 use crate::persist::Persist;
 use crate::virtio::hostile::{Input, memory};
-use crate::virtio::{GuestMemory, MmioTransport};
+use crate::virtio::{GuestMemory, MmioTransport, Registers};
 use crate::x86::vm_state::VmState;
 
 /// Network interfaces of the VM that is restored.
@@ -34,8 +34,11 @@ impl Machine {
         let outbox = Outbox::new(Arc::new(channel));
         let devices = DeviceSet::new(memory, Some(listener), None, NICS, Rates::default(), &outbox).unwrap();
         let transports = devices.in_order().into_iter();
-        let transports =
-            transports.map(|device| MmioTransport::new(device.model, memory.clone()).unwrap()).collect();
+        let transports = transports
+            .map(|device| {
+                MmioTransport::new(device.model, memory.clone(), Registers::alone().unwrap()).unwrap()
+            })
+            .collect();
         Self { devices, transports, _owner: owner }
     }
 

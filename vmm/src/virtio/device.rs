@@ -52,8 +52,9 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// The device's own feature bits. The transport adds `VIRTIO_F_VERSION_1` and `VIRTIO_RING_F_EVENT_IDX`.
     fn features(&self) -> u64;
 
-    /// Reads the configuration space; bytes beyond its end read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The configuration space, which is at most 256 bytes long. The driver reads a copy of it: when it changes by itself the
+    /// device tells the transport ([`Interrupt::config_changed`]); it looks after each of the driver's writes, and after a reset.
+    fn config(&self) -> Vec<u8>;
 
     /// Writes the configuration space; most devices have nothing to write there.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

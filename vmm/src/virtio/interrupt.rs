@@ -1,11 +1,13 @@
-//! A device's interrupt line: status bits for the driver to read, and the event that KVM turns into an interrupt.
+//! How a device tells its driver: an interrupt line, which is an event that KVM turns into an interrupt, and what the driver
+//! reads then: why, and what the configuration space has become.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::registers::{CONFIG_GENERATION, INTERRUPT_STATUS, Registers, STATUS};
 use crate::persist::{Persist, PersistError};
 
 /// A used buffer notification (virtio 1.2 §4.2.2).
@@ -21,17 +23,14 @@ pub struct Interrupt {
 
 #[derive(Debug)]
 struct Inner {
-    status: AtomicU32,
-    generation: AtomicU32,
-    needs_reset: AtomicBool,
+    registers: Registers,
     irq: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt line that signals `irq`, the event registered with KVM as an irqfd.
-    pub fn new(irq: EventFd) -> Self {
-        let inner = Inner { status: 0.into(), generation: 0.into(), needs_reset: false.into(), irq };
-        Self { inner: Arc::new(inner) }
+    pub fn new(irq: EventFd, registers: Registers) -> Self {
+        Self { inner: Arc::new(Inner { registers, irq }) }
     }
 
     /// Tells the driver that buffers were used.
@@ -39,43 +38,42 @@ impl Interrupt {
         self.raise(USED);
     }
 
-    /// Tells the driver that the configuration space changed. Called after the change, and before the device's lock is
-    /// released: a driver that reads half of a field before the change sees another generation after it.
-    pub fn config_changed(&self) {
-        self.inner.generation.fetch_add(1, Ordering::SeqCst);
+    /// Tells the driver that the configuration space has become `config`, or that it should look again. Called before the device's
+    /// lock is released, so that the driver reads what was last.
+    pub fn config_changed(&self, config: &[u8]) {
+        self.show_config(config);
         self.raise(CONFIG);
+    }
+
+    /// Has the driver read `config` without telling it. Called like [`Self::config_changed`].
+    pub fn show_config(&self, config: &[u8]) {
+        self.inner.registers.show_config(config);
     }
 
     /// How often the configuration space has changed: the ConfigGeneration register.
     pub fn config_generation(&self) -> u32 {
-        self.inner.generation.load(Ordering::SeqCst)
+        self.inner.registers.load(CONFIG_GENERATION)
     }
 
     /// The driver broke the protocol: the device stops until it is reset (virtio 1.2 §2.1.2).
     pub fn needs_reset(&self) {
-        self.inner.needs_reset.store(true, Ordering::SeqCst);
+        self.inner.registers.set(STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
         self.raise(CONFIG);
     }
 
     /// Whether [`Self::needs_reset`] was called since the last reset.
     pub fn is_broken(&self) -> bool {
-        self.inner.needs_reset.load(Ordering::SeqCst)
+        self.inner.registers.load(STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 
     /// The InterruptStatus register.
     pub fn status(&self) -> u32 {
-        self.inner.status.load(Ordering::SeqCst)
+        self.inner.registers.load(INTERRUPT_STATUS)
     }
 
     /// The InterruptACK register: clears the given bits.
     pub fn acknowledge(&self, bits: u32) {
-        self.inner.status.fetch_and(!bits, Ordering::SeqCst);
-    }
-
-    /// The device was reset.
-    pub fn reset(&self) {
-        self.inner.needs_reset.store(false, Ordering::SeqCst);
-        self.inner.status.store(0, Ordering::SeqCst);
+        self.inner.registers.clear(INTERRUPT_STATUS, bits);
     }
 
     /// Signals the line again if the driver has not acknowledged all: after a restore, for an interrupt that may not have
@@ -92,7 +90,7 @@ impl Interrupt {
     }
 
     fn raise(&self, bit: u32) {
-        self.inner.status.fetch_or(bit, Ordering::SeqCst);
+        self.inner.registers.set(INTERRUPT_STATUS, bit);
         // An eventfd write fails only when its counter is full: then an interrupt is pending anyway.
         let _ = self.inner.irq.write(1);
     }
@@ -121,9 +119,11 @@ impl Persist for Interrupt {
         if state.status & !(USED | CONFIG) != 0 {
             return Err(PersistError::Impossible("an interrupt of an unknown kind"));
         }
-        self.inner.status.store(state.status, Ordering::SeqCst);
-        self.inner.generation.store(state.generation, Ordering::SeqCst);
-        self.inner.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        self.inner.registers.store(INTERRUPT_STATUS, state.status);
+        self.inner.registers.store(CONFIG_GENERATION, state.generation);
+        if state.needs_reset {
+            self.inner.registers.set(STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
+        }
         Ok(())
     }
 }

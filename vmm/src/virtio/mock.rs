@@ -23,7 +23,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Active, GuestMemory, Interrupt, VirtioDevice};
+use super::registers::{CONFIG, INTERRUPT_STATUS, STATUS};
+use super::{Active, GuestMemory, Interrupt, Registers, VirtioDevice};
 
 /// The descriptor's buffer continues in `next`.
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -107,6 +108,7 @@ pub struct MockDriver<D: VirtioDevice> {
     device: Arc<Mutex<D>>,
     events: EventManager<Arc<Mutex<D>>>,
     interrupt: Interrupt,
+    registers: Registers,
     kicks: Vec<EventFd>,
     rings: Vec<Ring>,
     next_buffer: u64,
@@ -136,7 +138,9 @@ impl<D: VirtioDevice> MockDriver<D> {
 
     /// A driver for a device that had to know its memory beforehand. `mem` must cover all of [`REGIONS`].
     pub fn with_memory(mut device: D, mem: GuestMemory) -> Self {
-        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let registers = Registers::alone().unwrap();
+        registers.show_config(&device.config());
+        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap(), registers.clone());
         device.set_interrupt(interrupt.clone());
         let kicks = device.kicks().iter().map(|kick| kick.try_clone().unwrap()).collect();
         assert_eq!(device.kicks().len(), device.queue_sizes().len(), "one kick for each queue");
@@ -149,11 +153,18 @@ impl<D: VirtioDevice> MockDriver<D> {
             device,
             events,
             interrupt,
+            registers,
             kicks,
             rings: Vec::new(),
             next_buffer: BUFFERS,
             buffers: Vec::new(),
         }
+    }
+
+    /// The beginning of the configuration space as the driver reads it: what the device has told the transport of.
+    pub fn config(&self) -> Vec<u8> {
+        let words = (CONFIG..CONFIG + 64).step_by(4);
+        words.flat_map(|offset| self.registers.load(offset).to_le_bytes()).collect()
     }
 
     /// All features that device and transport offer.
@@ -184,7 +195,10 @@ impl<D: VirtioDevice> MockDriver<D> {
     /// Resets the device and its interrupt line, as a write of 0 to the status register does.
     pub fn reset(&mut self) {
         self.device().reset();
-        self.interrupt.reset();
+        for register in [STATUS, INTERRUPT_STATUS] {
+            self.registers.store(register, 0);
+        }
+        self.registers.show_config(&self.device().config());
         self.rings.clear();
         self.next_buffer = BUFFERS;
     }

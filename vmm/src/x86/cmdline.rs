@@ -61,7 +61,7 @@ mod tests {
     fn devices_are_named_with_size_address_and_interrupt() {
         let line = build(2, false, "x=1").unwrap();
         assert!(
-            line.ends_with("virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6 x=1"),
+            line.ends_with("virtio_mmio.device=512@0xd0000000:5 virtio_mmio.device=512@0xd0000200:6 x=1"),
             "{line}"
         );
         assert!(line.contains(" quiet ") && !line.contains("console=tty"), "{line}");

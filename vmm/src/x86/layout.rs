@@ -39,7 +39,7 @@ pub(crate) const DEVICE_WINDOW: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// The first virtio-mmio device.
 pub(crate) const VIRTIO: u64 = 0xd000_0000;
 /// Size of each virtio-mmio device's registers, and the distance between two.
-pub(crate) const VIRTIO_SIZE: u64 = 0x1000;
+pub(crate) const VIRTIO_SIZE: u64 = 0x200;
 /// The IOAPIC (Intel 82093AA).
 pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs.

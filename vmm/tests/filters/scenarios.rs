@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use monohull_fs_protocol as fs_protocol;
 use monohull_vmm::api::{Action, Done, ExitReason, FdRole};
 
-use super::driver::{BALLOON, BUFFERS, DEVICES, HOST_DIRECTORIES, NETWORK, Ring, SOCKETS, WRITE, reg};
+use super::driver::{BALLOON, BUFFERS, HOST_DIRECTORIES, NETWORK, Ring, SOCKETS, WRITE, reg};
 use super::guests;
 use super::program::Program;
 use super::requests::disk::{self, DATA, DISCARD, FLUSH, IN, OUT, WRITE_ZEROES};
@@ -105,9 +105,12 @@ fn snapshot_of(binary: &Path, cpus: u8) -> Result<(), Killed> {
     Subject::start(binary, copy)?.stop()
 }
 
+/// An address beyond the guest's memory.
+const NOTHING: u32 = 0x3000_0000;
+
 fn fail(binary: &Path) -> Result<(), Killed> {
     let mut program = Program::new();
-    program.jump_to(DEVICES);
+    program.jump_to(NOTHING);
     let reason = Subject::start(binary, Setup::new(&program.code()))?.end()?;
     assert!(matches!(reason, ExitReason::Failure(_)), "{reason}");
     Ok(())

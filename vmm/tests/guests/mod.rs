@@ -118,7 +118,7 @@ pub(crate) fn find_virtio_devices() -> Vec<u8> {
         0xbb, 0x00, 0x00, 0x20, 0x00, //             mov ebx, 0x200000: what it maps
         0x81, 0x3b, b'v', b'i', b'r', b't', //       cmp dword [rbx], "virt"
         0x75, 0x16, //                               jne bad
-        0x83, 0xbb, 0x08, 0x10, 0x00, 0x00, 0x04, // cmp dword [rbx + 0x1008], 4
+        0x83, 0xbb, 0x08, 0x02, 0x00, 0x00, 0x04, // cmp dword [rbx + 0x208], 4
         0x75, 0x0d, //                               jne bad
         0xc7, 0x43, 0x70, 0x01, 0x00, 0x00, 0x00, // mov dword [rbx + 0x70], 1
         0x83, 0x7b, 0x70, 0x01, //                   cmp dword [rbx + 0x70], 1
@@ -169,8 +169,8 @@ pub(crate) fn count() -> Vec<u8> {
 /// Sets the entropy device's queue up and asks it for 8 bytes again and again; prints the low byte of the number of answers
 /// after each.
 pub(crate) fn draw_entropy() -> Vec<u8> {
-    /// The device's registers: the second page of what is mapped at 2 MiB.
-    const DEVICE: u32 = 0x20_1000;
+    /// The device's registers: the second ones of what is mapped at 2 MiB.
+    const DEVICE: u32 = 0x20_0200;
     const TABLE: u32 = 0x40_0000;
     const AVAILABLE: u32 = 0x40_1000;
     const USED: u32 = 0x40_2000;

@@ -4,6 +4,8 @@ use super::program::Program;
 
 /// Where the devices are.
 pub(crate) const WINDOW: u64 = 0xd000_0000;
+/// How far each is from the next.
+pub(crate) const SIZE: u32 = 0x200;
 /// Where a program sees them.
 pub(crate) const DEVICES: u32 = 0x20_0000;
 /// End of a guest's memory.
@@ -57,7 +59,7 @@ pub(crate) const DEVICE_COUNT: u32 = 7;
 impl Device {
     /// A register's address.
     pub(crate) fn at(self, register: u32) -> u32 {
-        DEVICES + self.0 * 0x1000 + register
+        DEVICES + self.0 * SIZE + register
     }
 }
 

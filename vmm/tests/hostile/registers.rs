@@ -1,7 +1,7 @@
 //! Devices' registers, at every width and in every state.
 
 use super::driver::{BUFFERS, MEMORY};
-use super::driver::{DEVICE_COUNT, DISK, Device, ENTROPY, NEEDS_RESET, Ring, STEPS, WRITE, reg};
+use super::driver::{DEVICE_COUNT, DISK, Device, ENTROPY, NEEDS_RESET, Ring, SIZE, STEPS, WRITE, reg};
 use super::program::Program;
 use super::stage::{Attacker, full, listener, survive};
 
@@ -40,9 +40,9 @@ fn accesses_of_every_width_in_every_status_are_harmless() {
                 program.load(device.at(register + 2), 4);
                 program.store(device.at(register + 1), 8, 0x8000_0000_0001);
             }
-            // The end of the device's page, and the beginning of the next one's.
-            program.load(device.at(0xffc), 8);
-            program.store(device.at(0xffd), 8, u64::MAX);
+            // The end of the device's registers, and the beginning of the next one's.
+            program.load(device.at(SIZE - 4), 8);
+            program.store(device.at(SIZE - 3), 8, u64::MAX);
         }
         program.draw_entropy();
         program.print(b'k');
@@ -50,6 +50,29 @@ fn accesses_of_every_width_in_every_status_are_harmless() {
         survive(&mut attacker);
         attacker.stop();
     }
+}
+
+#[test]
+fn what_a_guest_reads_of_a_device_it_can_not_write() {
+    // Those that nothing a driver may write has an effect on, and the first of the configuration.
+    const FIXED: [u32; 10] = [0x00, 0x04, 0x08, 0x0c, 0x10, 0x34, 0x60, 0xb0, 0xfc, reg::CONFIG];
+    let all = || (0..DEVICE_COUNT).flat_map(|device| FIXED.map(|register| Device(device).at(register)));
+    let mut program = Program::new();
+    all().for_each(|register| program.print_register(register));
+    for register in all() {
+        for width in [1, 2, 4, 8] {
+            program.store(register, width, u64::MAX);
+        }
+    }
+    all().for_each(|register| program.print_register(register));
+    program.print(b'k');
+    let mut attacker = Attacker::start_with(full(&program.code(), listener().0));
+    let mut read = || all().map(|_| u32::from_le_bytes(attacker.told())).collect::<Vec<_>>();
+    let (before, after) = (read(), read());
+    assert_eq!(before[0], u32::from_le_bytes(*b"virt"));
+    assert_eq!(before, after);
+    survive(&mut attacker);
+    attacker.stop();
 }
 
 /// CVE-2026-5747: queues whose size and addresses change under a device that uses them.

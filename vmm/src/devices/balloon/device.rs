@@ -12,7 +12,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::pages;
 use crate::devices::discard::{Backing, PAGE};
 use crate::devices::queue::{Chain, Queues, Served, Violation};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, GuestMemory, Interrupt, VirtioDevice};
 
 /// The driver may take pages back in need before it tells (virtio 1.2 §5.5.3).
@@ -83,7 +82,7 @@ impl Balloon {
     pub fn set_target(&mut self, mib: u32) {
         self.target = mib.saturating_mul(MIB);
         if let Some(interrupt) = &self.interrupt {
-            interrupt.config_changed();
+            interrupt.config_changed(&self.config());
         }
     }
 
@@ -100,7 +99,7 @@ impl Balloon {
     }
 
     /// The configuration space, `struct virtio_balloon_config` without what is not offered.
-    fn config(&self) -> [u8; 8] {
+    fn fields(&self) -> [u8; 8] {
         let [t0, t1, t2, t3] = self.target.to_le_bytes();
         let [a0, a1, a2, a3] = self.actual;
         [t0, t1, t2, t3, a0, a1, a2, a3]
@@ -162,12 +161,12 @@ impl VirtioDevice for Balloon {
         FEATURES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.config(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.fields().to_vec()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        let mut config = self.config();
+        let mut config = self.fields();
         let rest =
             usize::try_from(offset).ok().and_then(|offset| config.get_mut(offset..)).unwrap_or_default();
         for (to, from) in rest.iter_mut().zip(data) {

@@ -22,7 +22,6 @@ use super::request::{
 };
 use crate::api::{Rate, SECTOR};
 use crate::devices::queue::{BUDGET, Chain, Queues, Served, Violation};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
 
 /// More queues would need more threads to be worth it.
@@ -65,7 +64,7 @@ impl ImageDisk {
     pub fn add_extent(&mut self, file: File, read_only: bool) -> Result<Extent, BlkError> {
         let extent = self.extents.add(file, read_only)?;
         if let Some(interrupt) = &self.interrupt {
-            interrupt.config_changed();
+            interrupt.config_changed(&self.config());
         }
         Ok(extent)
     }
@@ -89,28 +88,6 @@ impl ImageDisk {
     /// Makes everything durable that the guest has written, for the end of the VM.
     pub fn flush_all(&mut self) -> io::Result<()> {
         self.extents.flush()
-    }
-
-    /// The configuration space, `struct virtio_blk_config` (virtio 1.2 §5.2.4).
-    fn config(&self) -> Vec<u8> {
-        let mut config = Vec::with_capacity(60);
-        config.extend(self.extents.capacity().to_le_bytes());
-        config.extend(MAX_SEGMENT.to_le_bytes());
-        config.extend(MAX_SEGMENTS.to_le_bytes());
-        config.extend([0; 4]); // geometry
-        config.extend((SECTOR as u32).to_le_bytes());
-        config.push(PAGE.ilog2() as u8); // physical_block_exp
-        config.push(0); // alignment_offset
-        config.extend(PAGE.to_le_bytes()); // min_io_size
-        config.extend(u32::from(PAGE).to_le_bytes()); // opt_io_size
-        config.extend([0; 4]); // writeback, unused0, num_queues: not offered
-        config.extend(MAX_DISCARD.to_le_bytes());
-        config.extend(MAX_DISCARD_RANGES.to_le_bytes());
-        config.extend(u32::from(PAGE).to_le_bytes()); // discard_sector_alignment
-        config.extend(MAX_ZERO.to_le_bytes());
-        config.extend(MAX_ZERO_RANGES.to_le_bytes());
-        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
-        config
     }
 }
 
@@ -206,8 +183,26 @@ impl VirtioDevice for ImageDisk {
         FEATURES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.config(), offset, data);
+    /// `struct virtio_blk_config` (virtio 1.2 §5.2.4).
+    fn config(&self) -> Vec<u8> {
+        let mut config = Vec::with_capacity(60);
+        config.extend(self.extents.capacity().to_le_bytes());
+        config.extend(MAX_SEGMENT.to_le_bytes());
+        config.extend(MAX_SEGMENTS.to_le_bytes());
+        config.extend([0; 4]); // geometry
+        config.extend((SECTOR as u32).to_le_bytes());
+        config.push(PAGE.ilog2() as u8); // physical_block_exp
+        config.push(0); // alignment_offset
+        config.extend(PAGE.to_le_bytes()); // min_io_size
+        config.extend(u32::from(PAGE).to_le_bytes()); // opt_io_size
+        config.extend([0; 4]); // writeback, unused0, num_queues: not offered
+        config.extend(MAX_DISCARD.to_le_bytes());
+        config.extend(MAX_DISCARD_RANGES.to_le_bytes());
+        config.extend(u32::from(PAGE).to_le_bytes()); // discard_sector_alignment
+        config.extend(MAX_ZERO.to_le_bytes());
+        config.extend(MAX_ZERO_RANGES.to_le_bytes());
+        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
+        config
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

@@ -15,7 +15,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{Answer, Incoming, MAX_BUFFERS};
 use super::relay::{Lost, Relay};
 use crate::devices::queue::{BUDGET, Kicks, Violation, next_chain};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
 /// What the guest mounts: `mount -t virtiofs host /somewhere`.
@@ -233,8 +232,8 @@ impl VirtioDevice for Fs {
         1 << VIRTIO_RING_F_INDIRECT_DESC
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // struct virtio_fs_config (virtio 1.2 §5.11.4): tag, number of request queues.
+    /// `struct virtio_fs_config` (virtio 1.2 §5.11.4): tag, number of request queues.
+    fn config(&self) -> Vec<u8> {
         let mut config = [0; TAG_SIZE + 4];
         for (to, from) in config.iter_mut().zip(TAG) {
             *to = *from;
@@ -242,7 +241,7 @@ impl VirtioDevice for Fs {
         for (to, from) in config.iter_mut().skip(TAG_SIZE).zip(1_u32.to_le_bytes()) {
             *to = from;
         }
-        read_config(&config, offset, data);
+        config.to_vec()
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

@@ -284,8 +284,7 @@ fn a_reset_driver_sees_no_replies_from_before_and_gets_all_slots_back() {
 
 #[test]
 fn the_driver_finds_the_tag_and_one_request_queue() {
-    let mut config = [0; 48];
-    Fs::new().unwrap().read_config(0, &mut config);
+    let config = Fs::new().unwrap().config();
     assert_eq!(config[..36], *b"host\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(config[36..40], 1_u32.to_le_bytes());
 }

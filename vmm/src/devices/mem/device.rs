@@ -15,7 +15,6 @@ use super::blocks::{BLOCK, Blocks, RangeState, Refusal};
 use super::request::{Request, response};
 use crate::devices::discard::{Backing, PAGE};
 use crate::devices::queue::{Chain, Queues, Served, Violation};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, GuestMemory, Interrupt, VirtioDevice};
 
 /// The driver must not touch memory that is not plugged (virtio 1.2 §5.15.3).
@@ -110,7 +109,7 @@ impl Mem {
         let sizes = Plugged { requested: bytes, plugged: self.blocks.plugged() };
         self.told = sizes.requested == sizes.plugged;
         if let Some(interrupt) = &self.interrupt {
-            interrupt.config_changed();
+            interrupt.config_changed(&self.config());
         }
         Ok(sizes)
     }
@@ -124,21 +123,6 @@ impl Mem {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn plugged(&self) -> u64 {
         self.blocks.plugged()
-    }
-
-    /// The configuration space, `struct virtio_mem_config`.
-    fn config(&self) -> Vec<u8> {
-        // Block size, then node id and padding, which are not offered.
-        let fields = [
-            BLOCK,
-            0,
-            self.region.start,
-            self.region.end - self.region.start,
-            self.blocks.usable(),
-            self.blocks.plugged(),
-            self.blocks.granted(),
-        ];
-        fields.iter().flat_map(|field| field.to_le_bytes()).collect()
     }
 }
 
@@ -194,8 +178,19 @@ impl VirtioDevice for Mem {
         1 << F_UNPLUGGED_INACCESSIBLE
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.config(), offset, data);
+    /// `struct virtio_mem_config`.
+    fn config(&self) -> Vec<u8> {
+        // Block size, then node id and padding, which are not offered.
+        let fields = [
+            BLOCK,
+            0,
+            self.region.start,
+            self.region.end - self.region.start,
+            self.blocks.usable(),
+            self.blocks.plugged(),
+            self.blocks.granted(),
+        ];
+        fields.iter().flat_map(|field| field.to_le_bytes()).collect()
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
@@ -223,8 +218,12 @@ impl MutEventSubscriber for Mem {
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let before = self.blocks.plugged();
         let Self { blocks, region, backing, queues, .. } = self;
         queues.process(&events, |_, mem, chain| serve(blocks, region, *backing, mem, &chain));
+        if let Some(interrupt) = self.interrupt.as_ref().filter(|_| before != self.blocks.plugged()) {
+            interrupt.show_config(&self.config());
+        }
         if !self.told && self.blocks.plugged() == self.blocks.granted() {
             self.told = true;
             (self.reached)(self.blocks.plugged());

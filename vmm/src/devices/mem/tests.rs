@@ -8,8 +8,8 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestRegionMmap};
 use super::blocks::BLOCK;
 use super::{Mem, Plugged, Reserve, SLOT, hostile};
 use crate::persist::Persist;
+use crate::virtio::GuestMemory;
 use crate::virtio::mock::{self, MockDriver, WRITE};
-use crate::virtio::{GuestMemory, VirtioDevice};
 
 const START: u64 = 4 << 30;
 const MIB: u64 = 1 << 20;
@@ -98,10 +98,8 @@ impl Setup {
     }
 
     /// The 64-bit field of the configuration space at `offset`.
-    fn field(&self, offset: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.driver.device().read_config(offset, &mut bytes);
-        u64::from_le_bytes(bytes)
+    fn field(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.driver.config()[offset..offset + 8].try_into().unwrap())
     }
 
     /// Usable, plugged and requested size in MiB.

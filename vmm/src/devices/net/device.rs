@@ -24,8 +24,7 @@ use super::tx::Sender;
 use crate::api::Rate;
 use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain};
-use crate::devices::read_config;
-use crate::virtio::{ActivateError, Active, VirtioDevice};
+use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 const RX: usize = 0;
@@ -95,6 +94,7 @@ enum Link {
 #[derive(Debug)]
 pub struct Net {
     pub(super) mac: [u8; 6],
+    interrupt: Option<Interrupt>,
     /// Which frames the driver wants.
     pub(super) wanted: Wanted,
     /// Changes of the filter that are left.
@@ -114,6 +114,7 @@ impl Net {
     pub fn new(rate: Rate) -> io::Result<Self> {
         Ok(Self {
             mac: random_mac(),
+            interrupt: None,
             wanted: Wanted::default(),
             filters: FILTERS,
             kicks: Kicks::new(QUEUE_SIZES.len())?,
@@ -198,11 +199,13 @@ impl Net {
     }
 
     pub(super) fn link_changed(&self) {
-        // A driver that is not ready yet reads the status when it is.
-        if let State::Active(Serving { driver, .. }) = &self.state
-            && driver.features & 1 << VIRTIO_NET_F_STATUS != 0
-        {
-            driver.interrupt.config_changed();
+        let Some(interrupt) = &self.interrupt else { return };
+        match &self.state {
+            State::Active(Serving { driver, .. }) if driver.features & 1 << VIRTIO_NET_F_STATUS != 0 => {
+                interrupt.config_changed(&self.config());
+            }
+            // A driver that is not ready yet reads the status when it is.
+            _ => interrupt.show_config(&self.config()),
         }
     }
 
@@ -308,12 +311,12 @@ impl VirtioDevice for Net {
         FEATURES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    /// `struct virtio_net_config` (virtio 1.2 §5.1.4): the address, then 16 bits of status.
+    fn config(&self) -> Vec<u8> {
         let status = if matches!(self.link, Link::Up(_)) { VIRTIO_NET_S_LINK_UP } else { 0 };
-        // virtio 1.2 §5.1.4: the address, then 16 bits of status.
         let [a, b, c, d, e, f] = self.mac;
         let [low, high, ..] = status.to_le_bytes();
-        read_config(&[a, b, c, d, e, f, low, high], offset, data);
+        vec![a, b, c, d, e, f, low, high]
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {
@@ -350,6 +353,10 @@ impl VirtioDevice for Net {
         self.filter();
         // Without a driver the port is only removed from the set, which can't fail.
         let _ = self.watch();
+    }
+
+    fn set_interrupt(&mut self, interrupt: Interrupt) {
+        self.interrupt = Some(interrupt);
     }
 }
 

@@ -11,7 +11,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::host;
 use crate::devices::queue::{Chain, Queues, Served, Violation};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -68,8 +67,8 @@ impl VirtioDevice for Rng {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&[], offset, data);
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

@@ -15,7 +15,6 @@ use super::muxer::Muxer;
 use super::packet::{HEADER_LEN, Header};
 use crate::devices::limiter::Limiter;
 use crate::devices::queue::{Chain, Drained, Kicks, Served, Violation, drain, next_chain};
-use crate::devices::read_config;
 use crate::virtio::{ActivateError, Active, Interrupt, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 3] = [128; 3];
@@ -250,8 +249,8 @@ impl VirtioDevice for Vsock {
         FEATURE_STREAM
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config(&self.guest_cid.to_le_bytes(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.guest_cid.to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, active: Active) -> Result<(), ActivateError> {

@@ -16,15 +16,14 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Active, GuestMemory, Interrupt, VirtioDevice};
+use super::registers as reg;
+use super::{Active, GuestMemory, Interrupt, Registers, VirtioDevice};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod hostile;
 mod persist;
-mod registers;
 
 pub(crate) use persist::TransportState;
-use registers as reg;
 
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -50,7 +49,8 @@ pub struct MmioTransport {
     device: Shared,
     memory: GuestMemory,
     interrupt: Interrupt,
-    status: u32,
+    /// What the driver reads. Its status is kept nowhere else.
+    registers: Registers,
     offered: u64,
     accepted: u64,
     features_half: u32,
@@ -101,9 +101,13 @@ impl QueueConfig {
 }
 
 impl MmioTransport {
-    /// The registers of `device`, whose interrupt line is made here.
-    pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: GuestMemory) -> std::io::Result<Self> {
-        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK)?);
+    /// The transport of `device`, whose interrupt line is made here, and which nobody has driven yet.
+    pub fn new(
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        memory: GuestMemory,
+        registers: Registers,
+    ) -> std::io::Result<Self> {
+        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK)?, registers.clone());
         let (offered, queues) = {
             let mut device = crate::lock(&device);
             device.set_interrupt(interrupt.clone());
@@ -112,18 +116,33 @@ impl MmioTransport {
                 device.queue_sizes().iter().map(|max| QueueConfig::new(*max)).collect(),
             )
         };
-        Ok(Self {
+        let transport = Self {
             device: Shared(device),
             memory,
             interrupt,
-            status: 0,
+            registers,
             offered,
             accepted: 0,
             features_half: 0,
             accepted_half: 0,
             selected: 0,
             queues,
-        })
+        };
+        for (register, value) in [
+            (reg::MAGIC, MAGIC),
+            (reg::VERSION, VERSION),
+            (reg::DEVICE_ID, crate::lock(&transport.device.0).id()),
+            (reg::VENDOR_ID, VENDOR),
+            (reg::SHM_LEN_LOW, NO_REGION),
+            (reg::SHM_LEN_HIGH, NO_REGION),
+            (reg::SHM_BASE_LOW, NO_REGION),
+            (reg::SHM_BASE_HIGH, NO_REGION),
+        ] {
+            transport.registers.store(register, value);
+        }
+        transport.show();
+        transport.show_config();
+        Ok(transport)
     }
 
     /// The device's interrupt line.
@@ -131,49 +150,46 @@ impl MmioTransport {
         &self.interrupt
     }
 
-    /// The driver reads. Registers are 32 bits wide and aligned; any other read of them is 0.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            data.fill(0);
-            crate::lock(&self.device.0).read_config(offset, data);
-            return;
-        }
-        let value = self.register(offset).to_le_bytes();
-        match <&mut [u8; 4]>::try_from(&mut *data) {
-            Ok(word) => *word = value,
-            Err(_) => data.fill(0),
-        }
+    /// What the driver reads.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
     }
 
     /// The driver writes. Registers are 32 bits wide and aligned; any other write to them is ignored.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
             // Until it has found its driver, a device's configuration is not for writing (virtio 1.2 §3.1.1).
-            if self.status & VIRTIO_CONFIG_S_DRIVER != 0 && !self.has_failed() {
+            if self.status() & VIRTIO_CONFIG_S_DRIVER != 0 && !self.has_failed() {
                 crate::lock(&self.device.0).write_config(offset, data);
+                self.show_config();
             }
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.set_register(offset, u32::from_le_bytes(word));
+            self.show();
         }
     }
 
-    fn register(&self, offset: u64) -> u32 {
+    /// Shows the registers that depend on what the driver has selected.
+    fn show(&self) {
         let queue = self.queues.get(self.selected as usize);
-        match offset {
-            reg::MAGIC => MAGIC,
-            reg::VERSION => VERSION,
-            reg::DEVICE_ID => crate::lock(&self.device.0).id(),
-            reg::VENDOR_ID => VENDOR,
-            reg::DEVICE_FEATURES => half(self.offered, self.features_half),
-            reg::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size.into()),
-            reg::QUEUE_READY => queue.is_some_and(|queue| queue.ready).into(),
-            reg::INTERRUPT_STATUS => self.interrupt.status(),
-            reg::STATUS if self.interrupt.is_broken() => self.status | VIRTIO_CONFIG_S_NEEDS_RESET,
-            reg::STATUS => self.status,
-            reg::SHM_LEN_LOW | reg::SHM_LEN_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => NO_REGION,
-            reg::CONFIG_GENERATION => self.interrupt.config_generation(),
-            _ => 0,
+        for (register, value) in [
+            (reg::DEVICE_FEATURES, half(self.offered, self.features_half)),
+            (reg::QUEUE_SIZE_MAX, queue.map_or(0, |queue| queue.max_size.into())),
+            (reg::QUEUE_READY, queue.is_some_and(|queue| queue.ready).into()),
+        ] {
+            self.registers.store(register, value);
         }
+    }
+
+    fn show_config(&self) {
+        // With the lock held: the device may be about to change it.
+        let device = crate::lock(&self.device.0);
+        self.registers.show_config(&device.config());
+    }
+
+    /// What the driver has written as its progress.
+    fn status(&self) -> u32 {
+        self.registers.load(reg::STATUS) & !VIRTIO_CONFIG_S_NEEDS_RESET
     }
 
     fn set_register(&mut self, offset: u64, value: u32) {
@@ -192,11 +208,11 @@ impl MmioTransport {
 
     /// Whether `bit` is the last step the driver took, and nothing failed.
     fn is_at(&self, bit: u32) -> bool {
-        !self.has_failed() && STEPS.iter().rev().find(|step| self.status & **step != 0) == Some(&bit)
+        !self.has_failed() && STEPS.iter().rev().find(|step| self.status() & **step != 0) == Some(&bit)
     }
 
     fn has_failed(&self) -> bool {
-        self.status & VIRTIO_CONFIG_S_FAILED != 0 || self.interrupt.is_broken()
+        self.status() & VIRTIO_CONFIG_S_FAILED != 0 || self.interrupt.is_broken()
     }
 
     fn accept_features(&mut self, value: u32) {
@@ -253,18 +269,18 @@ impl MmioTransport {
             self.reset();
             return;
         }
-        self.status |= value & VIRTIO_CONFIG_S_FAILED;
+        self.registers.set(reg::STATUS, value & VIRTIO_CONFIG_S_FAILED);
         if self.has_failed() {
             return;
         }
         // Bits can't be taken back, and each needs all before it.
         let steps = value & STEPS.iter().sum::<u32>();
-        if !is_in_order(steps) || steps & self.status != self.status {
+        if !is_in_order(steps) || steps & self.status() != self.status() {
             self.interrupt.needs_reset();
             return;
         }
         for step in STEPS {
-            if steps & !self.status & step != 0 && !self.advance(step) {
+            if steps & !self.status() & step != 0 && !self.advance(step) {
                 return;
             }
         }
@@ -279,13 +295,13 @@ impl MmioTransport {
                 if self.accepted & !self.offered != 0 || !version_1 {
                     return false;
                 }
-                self.status |= step;
+                self.registers.set(reg::STATUS, step);
             }
             VIRTIO_CONFIG_S_DRIVER_OK => {
-                self.status |= step;
+                self.registers.set(reg::STATUS, step);
                 self.activate();
             }
-            _ => self.status |= step,
+            _ => self.registers.set(reg::STATUS, step),
         }
         true
     }
@@ -312,11 +328,12 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
-        if self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+        if self.status() & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             crate::lock(&self.device.0).reset();
+            self.show_config();
         }
-        self.interrupt.reset();
-        self.status = 0;
+        self.registers.store(reg::INTERRUPT_STATUS, 0);
+        self.registers.store(reg::STATUS, 0);
         self.accepted = 0;
         (self.features_half, self.accepted_half, self.selected) = (0, 0, 0);
         for queue in &mut self.queues {

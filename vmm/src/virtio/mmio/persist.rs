@@ -39,7 +39,7 @@ impl Persist for MmioTransport {
             |queue: &Queue| Position { next_avail: queue.next_avail(), next_used: queue.next_used() };
         Ok(TransportState {
             id: device.id(),
-            status: self.status,
+            status: self.status(),
             accepted: self.accepted,
             features_half: self.features_half,
             accepted_half: self.accepted_half,
@@ -68,11 +68,12 @@ impl Persist for MmioTransport {
             return impossible("it has features that the device does not offer");
         }
         self.interrupt.restore(&state.interrupt)?;
-        self.status = state.status;
+        self.registers.set(reg::STATUS, state.status);
         self.accepted = state.accepted;
         (self.features_half, self.accepted_half) = (state.features_half, state.accepted_half);
         self.selected = state.selected;
         self.queues.clone_from(&state.queues);
+        self.show();
         match &state.positions {
             Some(positions) => self.reactivate(positions),
             None => Ok(()),
@@ -83,7 +84,7 @@ impl Persist for MmioTransport {
 impl MmioTransport {
     fn reactivate(&self, positions: &[Position]) -> Result<(), PersistError> {
         let impossible = |what| Err(PersistError::Impossible(what));
-        if self.status & VIRTIO_CONFIG_S_DRIVER_OK == 0 {
+        if self.status() & VIRTIO_CONFIG_S_DRIVER_OK == 0 {
             return impossible("the device serves a driver that is not ready");
         }
         let Ok(mut active) = self.active() else {
@@ -102,9 +103,10 @@ impl MmioTransport {
     }
 
     /// Repeats what may have been under way between device and driver when the VM was saved: kicks that the device had not
-    /// seen, and interrupts that the driver had not. Neither minds one too many. To be called once interrupts can reach
-    /// the guest.
+    /// seen, and interrupts that the driver had not. Neither minds one too many. To be called once the device has its own state,
+    /// which the driver can read from then on, and interrupts can reach the guest.
     pub(crate) fn wake(&self) {
+        self.show_config();
         let device = crate::lock(&self.device.0);
         if device.queues().is_some() {
             for kick in device.kicks() {

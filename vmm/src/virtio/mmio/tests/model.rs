@@ -57,7 +57,8 @@ const WRITES: [(u64, u32); 34] = [
 /// A driver in this state, with guest memory that all share.
 fn driver_in(state: &TransportState, memory: &GuestMemory) -> Driver {
     let device = Arc::new(Mutex::new(Recorder::new()));
-    let mut transport = MmioTransport::new(device.clone(), memory.clone()).unwrap();
+    let mut transport =
+        MmioTransport::new(device.clone(), memory.clone(), Registers::alone().unwrap()).unwrap();
     transport.restore(state).unwrap();
     assert_eq!(transport.save().unwrap(), *state, "a snapshot of a copy is that of the original");
     Driver { transport, device }
