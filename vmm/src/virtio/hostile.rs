@@ -122,8 +122,7 @@ pub fn play<D: VirtioDevice>(
             6 => {
                 let (offset, data) = (input.u64() % 80, input.take::<8>());
                 let width = 1 + usize::from(input.u8()) % 8;
-                driver.device().write_config(offset, &data[..width]);
-                assert!(driver.device().config().len() <= 0x100);
+                driver.write_config(offset, &data[..width]);
             }
             7 => driver.set_used_event(queue, input.u16()),
             8 | 9 => {
@@ -137,6 +136,8 @@ pub fn play<D: VirtioDevice>(
             10..13 => special(driver, &mut input),
             _ => driver.kick_once(queue),
         }
+        driver.assert_config_is_told();
     }
     (0..queues).for_each(|queue| driver.kick_once(queue));
+    driver.assert_config_is_told();
 }

@@ -50,11 +50,6 @@ impl Interrupt {
         self.inner.registers.show_config(config);
     }
 
-    /// How often the configuration space has changed: the ConfigGeneration register.
-    pub fn config_generation(&self) -> u32 {
-        self.inner.registers.load(CONFIG_GENERATION)
-    }
-
     /// The driver broke the protocol: the device stops until it is reset (virtio 1.2 §2.1.2).
     pub fn needs_reset(&self) {
         self.inner.registers.set(STATUS, VIRTIO_CONFIG_S_NEEDS_RESET);
@@ -110,7 +105,7 @@ impl Persist for Interrupt {
     fn save(&self) -> Result<InterruptState, PersistError> {
         Ok(InterruptState {
             status: self.status(),
-            generation: self.config_generation(),
+            generation: self.inner.registers.load(CONFIG_GENERATION),
             needs_reset: self.is_broken(),
         })
     }

@@ -167,6 +167,19 @@ impl<D: VirtioDevice> MockDriver<D> {
         words.flat_map(|offset| self.registers.load(offset).to_le_bytes()).collect()
     }
 
+    /// Writes the configuration space as a driver does.
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        let mut device = self.device();
+        device.write_config(offset, data);
+        self.registers.show_config(&device.config());
+    }
+
+    /// That the driver reads what the device says of itself: the device has told of each of its changes.
+    pub fn assert_config_is_told(&self) {
+        let config = self.device().config();
+        assert_eq!(self.config().get(..config.len()), Some(&*config));
+    }
+
     /// All features that device and transport offer.
     pub fn offered(&self) -> u64 {
         FEATURES | self.device().features()

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
+use crate::devices::PAGE;
 use crate::x86::layout::{VIRTIO_IRQS, VIRTIO_SIZE};
 
 pub(crate) const MAGIC: u64 = 0x000;
@@ -43,9 +44,6 @@ pub(crate) const CONFIG_GENERATION: u64 = 0x0fc;
 /// The device's own configuration space, to the end.
 pub(crate) const CONFIG: u64 = 0x100;
 
-/// Host memory comes in pages of this size.
-const PAGE: usize = 4096;
-
 /// The registers of all devices that a VM can have, one after the other.
 #[derive(Clone, Debug)]
 pub(crate) struct RegisterPages(Arc<MmapRegion>);
@@ -57,7 +55,7 @@ impl RegisterPages {
     }
 
     fn of(devices: usize) -> io::Result<Self> {
-        let size = (devices * VIRTIO_SIZE as usize).next_multiple_of(PAGE);
+        let size = (devices * VIRTIO_SIZE as usize).next_multiple_of(PAGE as usize);
         Ok(Self(Arc::new(MmapRegion::new(size).map_err(io::Error::other)?)))
     }
 
@@ -92,6 +90,7 @@ impl Registers {
         self.word(offset).map_or(0, |word| u32::from_le(word.load(Ordering::SeqCst)))
     }
 
+    /// Has the driver read `value` at `offset`, of whole words.
     pub(crate) fn store(&self, offset: u64, value: u32) {
         if let Some(word) = self.word(offset) {
             word.store(value.to_le(), Ordering::SeqCst);
@@ -135,12 +134,9 @@ impl Registers {
         }
     }
 
+    /// Whoever shows a configuration holds the device's lock, so nobody else counts at the same time.
     fn next_generation(&self) {
-        if let Some(word) = self.word(CONFIG_GENERATION) {
-            // Of its own kind only: nobody minds when it wraps.
-            let next = u32::from_le(word.load(Ordering::SeqCst)).wrapping_add(1);
-            word.store(next.to_le(), Ordering::SeqCst);
-        }
+        self.store(CONFIG_GENERATION, self.load(CONFIG_GENERATION).wrapping_add(1));
     }
 
     fn word(&self, offset: u64) -> Option<&AtomicU32> {

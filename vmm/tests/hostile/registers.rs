@@ -1,6 +1,6 @@
 //! Devices' registers, at every width and in every state.
 
-use super::driver::{BUFFERS, MEMORY};
+use super::driver::{BUFFERS, DEVICES, MEMORY};
 use super::driver::{DEVICE_COUNT, DISK, Device, ENTROPY, NEEDS_RESET, Ring, SIZE, STEPS, WRITE, reg};
 use super::program::Program;
 use super::stage::{Attacker, full, listener, survive};
@@ -50,6 +50,21 @@ fn accesses_of_every_width_in_every_status_are_harmless() {
         survive(&mut attacker);
         attacker.stop();
     }
+}
+
+#[test]
+fn reads_of_nothing_float() {
+    // Beyond memory, and after the last device's page.
+    const NOTHINGS: [u32; 2] = [0x3000_0000, DEVICES + 0x1_0000];
+    let mut program = Program::new();
+    NOTHINGS.into_iter().for_each(|address| program.print_register(address));
+    program.print(b'k');
+    let mut attacker = Attacker::start(&program.code());
+    for address in NOTHINGS {
+        assert_eq!(attacker.told(), [0xff; 4], "{address:#x}");
+    }
+    survive(&mut attacker);
+    attacker.stop();
 }
 
 #[test]

@@ -180,13 +180,14 @@ fn the_driver_writes_its_size_and_nothing_else() {
     let mut driver = active();
     driver.device().set_target(1);
 
-    driver.device().write_config(0, &[0xff; 4]);
-    driver.device().write_config(4, &7_u32.to_le_bytes());
-    driver.device().write_config(6, &[1, 1, 1, 1, 1, 1, 1, 1]);
-    driver.device().write_config(u64::MAX, &[1; 8]);
+    driver.write_config(0, &[0xff; 4]);
+    driver.write_config(4, &7_u32.to_le_bytes());
+    driver.write_config(6, &[1, 1, 1, 1, 1, 1, 1, 1]);
+    driver.write_config(u64::MAX, &[1; 8]);
 
     assert_eq!(read_u32(&driver.device(), 0), 256);
     assert_eq!(read_u32(&driver.device(), 4), 0x0101_0007);
+    driver.assert_config_is_told();
     assert_eq!(driver.device().config().len(), 8);
     driver.reset();
     assert_eq!(driver.config()[4..8], [0; 4], "a new driver has taken nothing yet");

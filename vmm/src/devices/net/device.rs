@@ -143,6 +143,7 @@ impl Net {
         self.link = Link::Up(Plugged { port, watched: None });
         if let Err(error) = self.watch() {
             self.link = Link::Down;
+            self.link_changed();
             return Err(AttachError::Join(error));
         }
         self.link_changed();
