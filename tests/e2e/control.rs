@@ -72,13 +72,15 @@ fn statistics(engine: &Engine) {
     run.memory_mib = Some(64);
     assert_eq!(engine.run(&run).code(), 0);
     while engine.exec(&name, &["ps"]).text().matches("sleep 1000").count() < 2 {}
-    let output = match engine.client() {
-        Client::Ctr => finish(&mut engine.ctr(&["task", "metrics", "--format", "json", &name])),
-        Client::Nerdctl => finish(&mut engine.nerdctl(&["stats", "--no-stream", "--format", "json", &name])),
-    };
-    assert_eq!(output.code(), 0, "{}", output.stderr);
     // ctr indents its JSON.
-    let text = output.text().replace(char::is_whitespace, "");
+    let text = match engine.client() {
+        Client::Ctr => {
+            let output = finish(&mut engine.ctr(&["task", "metrics", "--format", "json", &name]));
+            assert_eq!(output.code(), 0, "{}", output.stderr);
+            output.text().replace(char::is_whitespace, "")
+        }
+        Client::Nerdctl => first_statistics(engine, &name),
+    };
     let words: &[&str] = match engine.client() {
         // The limit, and three processes.
         Client::Ctr => &["67108864", "\"current\":3", "usage_usec", "inactive_file"],
@@ -88,6 +90,20 @@ fn statistics(engine: &Engine) {
         assert!(text.contains(word), "{word} is not in {text}");
     }
     engine.remove(&name);
+}
+
+/// What `nerdctl stats` tells once it has figures.
+///
+/// Its `--no-stream` tells what it has after a second, zeros if that is nothing yet.
+fn first_statistics(engine: &Engine, name: &str) -> String {
+    let mut command = engine.nerdctl(&["stats", "--format", "json", name]);
+    let mut stats = command.stdout(Stdio::piped()).spawn().expect("nerdctl stats");
+    let lines = BufReader::new(stats.stdout.take().expect("its output")).lines();
+    let mut lines = lines.map_while(Result::ok).map(|line| line.replace(char::is_whitespace, ""));
+    let line = lines.find(|line| line.contains(name) && !line.contains("\"PIDs\":\"0\""));
+    let _ = stats.kill();
+    let _ = stats.wait();
+    line.expect("nerdctl stats ended without figures")
 }
 
 fn update(engine: &Engine) {
