@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use monohull_vmm::api::VmConfig;
+use monohull_vmm::api::{VmConfig, WorkingSet};
 use nix::fcntl::{Flock, FlockArg};
 use rustix::process::{Pid, setpriority_process};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ const LOCK: &str = "lock";
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const INFO: &str = "template.json";
-/// What pods write to soon ([`VmConfig::working_set`]), as JSON. A template without it does as well, not as fast.
+/// What pods use soon ([`WorkingSet`]), as JSON. A template without it does as well, not as fast.
 const WORKING_SET: &str = "working_set.json";
 /// What a failed build leaves behind, with the first key before it: why it failed.
 const FAILED: &str = "failed";
@@ -128,8 +128,8 @@ pub(crate) struct Template {
     pub(crate) state: File,
     /// The snapshot's memory.
     pub(crate) memory: File,
-    /// What pods that are forked from it write to soon.
-    pub(crate) working_set: rehearsal::Runs,
+    /// What pods that are forked from it use soon.
+    pub(crate) working_set: WorkingSet,
     key: String,
     path: PathBuf,
 }

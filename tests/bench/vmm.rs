@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use monohull_tests::vm::{Guest, Start};
-use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, Rates, VmConfig, user_of};
+use monohull_vmm::api::{Event, ExitReason, FdRole, FromVmm, Rates, VmConfig, WorkingSet, user_of};
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -98,7 +98,7 @@ fn boot(huge_pages: bool) -> io::Result<()> {
         nics: 0,
         huge_pages,
         rates: Rates::default(),
-        working_set: Vec::new(),
+        working_set: WorkingSet::default(),
         paused: false,
         fds: vec![FdRole::Kvm, FdRole::Kernel, FdRole::Initramfs, FdRole::Vsock],
     };

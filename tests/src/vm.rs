@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use monohull_vmm::api::{
-    Action, Done, Event, FdRole, FromVmm, Rates, Reply, Request, Saved, VmConfig, user_of,
+    Action, Done, Event, FdRole, FromVmm, Rates, Reply, Request, Saved, VmConfig, WorkingSet, user_of,
 };
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,7 +80,7 @@ impl Guest {
             nics: 1,
             huge_pages: false,
             rates: Rates::default(),
-            working_set: Vec::new(),
+            working_set: WorkingSet::default(),
             paused: false,
             fds: files.iter().map(|(role, _)| *role).collect(),
         };

@@ -55,15 +55,26 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// How fast its devices are at most.
     pub rates: Rates,
-    /// For a VM that starts from a snapshot: what its guest will soon write to, as (first page, number of pages) in pages of
-    /// 4 KiB of the memory file. It gets a copy of these before its CPUs run, together, instead of one by one whenever it
-    /// comes to a page. Empty is right, too.
-    pub working_set: Vec<(u32, u32)>,
+    /// For a VM that starts from a snapshot: what its guest will soon use.
+    pub working_set: WorkingSet,
     /// Its CPUs do not run until [`Action::Resume`]. A VM whose snapshot had extents has to begin so: it is given their files
     /// first ([`Action::RestoreExtent`]).
     pub paused: bool,
     /// What each descriptor of this message is, in their order.
     pub fds: Vec<FdRole>,
+}
+
+/// What the guest of a snapshot will soon use, as runs of pages of 4 KiB of the memory file: (first page, number of pages).
+///
+/// The VM gets these before its CPUs run, together, instead of one by one whenever its guest comes to a page. It makes the guest
+/// faster, no more: empty is right, too.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// What it writes to, of which it gets a copy.
+    pub written: Vec<(u32, u32)>,
+    /// All that it uses, which KVM maps where it can (Linux 6.11).
+    pub used: Vec<(u32, u32)>,
 }
 
 /// How fast the devices of a VM are at most.

@@ -132,7 +132,7 @@ pub(crate) fn build(
     let ram = ram(u64::from(config.memory_mib) << 20);
     let memory = match &origin {
         Origin::Boot { .. } => memory::allocate(&ram, config.huge_pages)?,
-        Origin::Snapshot(snapshot) => memory::map(&ram, &snapshot.memory, &config.working_set)?,
+        Origin::Snapshot(snapshot) => memory::map(&ram, &snapshot.memory, &config.working_set.written)?,
     };
 
     let kvm = vm::open(fds.take(FdRole::Kvm)?)?;
@@ -159,6 +159,10 @@ pub(crate) fn build(
         Origin::Snapshot(snapshot) => {
             restore(&snapshot.state, (&vm, &cpus), &devices, &mut transports, console.as_mut())?;
             marks.note("state restored");
+            if let Some(boot_cpu) = cpus.first() {
+                vm.map_ahead(boot_cpu, &memory::addresses(&ram, &config.working_set.used));
+            }
+            marks.note("memory mapped");
         }
     }
     let (missing, paused) = (devices.missing_extents(), config.paused);
@@ -321,7 +325,7 @@ impl Descriptors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Rates;
+    use crate::api::{Rates, WorkingSet};
     use crate::ipc::Channel;
 
     fn config() -> VmConfig {
@@ -335,7 +339,7 @@ mod tests {
             nics: 0,
             huge_pages: false,
             rates: Rates::default(),
-            working_set: Vec::new(),
+            working_set: WorkingSet::default(),
             paused: false,
             fds: Vec::new(),
         }

@@ -54,18 +54,18 @@ pub(crate) fn allocate(ram: &[(u64, u64)], huge_pages: bool) -> Result<GuestMemo
 ///
 /// The guest shares the file's pages with all who map it until it writes to them: what it writes is its own. The file must
 /// stay as it is for as long as the process lives. It must not be cut off in particular, which would end the process. Nothing
-/// is added to it: see [`cover_holes`]. Of `working_set` ([`crate::api::VmConfig`]) the guest has a copy at once.
+/// is added to it: see [`cover_holes`]. Of `written` ([`crate::api::WorkingSet`]) the guest has a copy at once.
 pub(crate) fn map(
     ram: &[(u64, u64)],
     file: &File,
-    working_set: &[(u32, u32)],
+    written: &[(u32, u32)],
 ) -> Result<GuestMemory, MemoryError> {
     let mib = ram.iter().map(|(_, len)| len >> 20).sum();
     let failed = |source| MemoryError { mib, source };
     let mut regions = Vec::with_capacity(ram.len());
     let mut offset = 0;
     for &(start, len) in ram {
-        regions.push(file_region(start, len, file, offset, working_set).map_err(failed)?);
+        regions.push(file_region(start, len, file, offset, written).map_err(failed)?);
         offset += len;
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(io::Error::other(e)))?;
@@ -129,7 +129,7 @@ fn file_region(
     len: u64,
     file: &File,
     offset: u64,
-    working_set: &[(u32, u32)],
+    written: &[(u32, u32)],
 ) -> io::Result<GuestRegionMmap> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let part = offset..offset + len;
@@ -142,28 +142,42 @@ fn file_region(
     let memory = unsafe { mmap(Some(place.addr()), bytes, access, flags, file, offset) }?;
     cover_holes(memory.cast(), bytes.get(), file, offset)?;
     let memory = advise(memory.cast(), bytes.get(), false)?;
-    for &(first, pages) in working_set {
-        own(memory, &part, first, pages);
+    for &run in written {
+        own(memory, &part, run);
     }
     // SAFETY: the mapping was just made, it has this length, and nobody unmaps it.
     unsafe { as_region(memory, start, bytes.get(), 0) }
 }
 
-/// Takes memory for what of the file's `pages` pages from `first` on is in `part`, which is mapped at `memory`.
+/// Takes memory for what of a run of the file's pages is in `part`, which is mapped at `memory`.
 ///
 /// It makes the guest faster, no more: a kernel before Linux 5.14 can't, and what there is no memory for now may never be used.
-fn own(memory: NonNull<u8>, part: &Range<u64>, first: u32, pages: u32) {
-    let page = PAGE.unsigned_abs();
-    let from = (u64::from(first) * page).max(part.start);
-    let to = ((u64::from(first) + u64::from(pages)) * page).min(part.end);
-    let (Ok(at), Ok(len)) = (usize::try_from(from - part.start), usize::try_from(to.saturating_sub(from)))
-    else {
-        return;
-    };
-    if len > 0 {
+fn own(memory: NonNull<u8>, part: &Range<u64>, run: (u32, u32)) {
+    let Some((at, len)) = within(part, run) else { return };
+    if let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) {
         // SAFETY: `at + len` is at most the length of the mapping, which is new and ours; what is in it stays the same.
         unsafe { libc::madvise(memory.byte_add(at).as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
     }
+}
+
+/// Where a guest has runs of pages of a memory file that holds these RAM ranges, as address and length.
+pub(crate) fn addresses(ram: &[(u64, u64)], runs: &[(u32, u32)]) -> Vec<(u64, u64)> {
+    let (mut addresses, mut offset) = (Vec::with_capacity(runs.len()), 0);
+    for &(start, len) in ram {
+        let part = offset..offset + len;
+        addresses
+            .extend(runs.iter().filter_map(|&run| within(&part, run)).map(|(at, len)| (start + at, len)));
+        offset += len;
+    }
+    addresses
+}
+
+/// What of a run of a file's pages is in `part` of the file: bytes from the beginning of the part, and how many. `None` for nothing.
+fn within(part: &Range<u64>, (first, pages): (u32, u32)) -> Option<(u64, u64)> {
+    let page = PAGE.unsigned_abs();
+    let from = (u64::from(first) * page).max(part.start);
+    let to = ((u64::from(first) + u64::from(pages)) * page).min(part.end);
+    (from < to).then(|| (from - part.start, to - from))
 }
 
 /// Puts memory of zeroes in the place of the file's holes, in a new mapping of its `len` bytes at `offset`.

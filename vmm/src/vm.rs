@@ -8,12 +8,14 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_cpuid_entry2,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_PRE_FAULT_MEMORY, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVMIO,
+    kvm_cpuid_entry2, kvm_pre_fault_memory, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::snapshot::Host;
 use crate::virtio::registers::{INTERRUPT_ACK, QUEUE_NOTIFY, RegisterPages};
@@ -37,6 +39,8 @@ const REQUIRED: [(Cap, &str); 6] = [
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
 ];
+
+ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
 /// KVM refused something.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +190,23 @@ impl Vm {
             state.restore(cpu, id == 0)?;
         }
         vm.restore(&self.fd)
+    }
+
+    /// Has KVM map parts of guest memory, each an address and a length of whole pages, so that the guest does not leave for them one by one
+    /// (Documentation/virt/kvm/api.rst, 4.143). What can't be mapped ahead is when the guest comes to it. `cpu` has never run.
+    pub(crate) fn map_ahead(&self, cpu: &VcpuFd, parts: &[(u64, u64)]) {
+        let able = self.kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
+        for &(gpa, size) in parts.iter().filter(|_| able) {
+            let mut rest = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+            // It returns early, with a part of it done, for a signal or another CPU's change; what has not moved on never will.
+            let mut before = 0;
+            while rest.size > 0 && rest.size != before {
+                before = rest.size;
+                // SAFETY: the descriptor is a CPU's, and the kernel reads and writes this struct alone. KVM maps for the guest what its memory
+                // slots give it anyway.
+                unsafe { ioctl_with_mut_ref(cpu, KVM_PRE_FAULT_MEMORY(), &mut rest) };
+            }
+        }
     }
 
     /// Connects an interrupt line of the guest to an event.

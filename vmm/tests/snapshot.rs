@@ -194,7 +194,10 @@ fn a_copys_start_is_marked_and_it_ends_like_any_vm() {
     let (_output, console) = std::io::pipe().unwrap();
     let copy = snapshot.setup().with(FdRole::Console, console).start();
     let names: Vec<_> = copy.expect_started().into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["vmm exec", "jailed", "kvm ready", "devices ready", "state restored", "vcpus run"]);
+    assert_eq!(
+        names,
+        ["vmm exec", "jailed", "kvm ready", "devices ready", "state restored", "memory mapped", "vcpus run"]
+    );
     drop(vm);
     assert_eq!(copy.ask(Action::Stop, &[]), Ok(Done::Ok));
     assert_eq!(copy.end(), (ExitReason::Stopped, 0));

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use monohull_protocol::agent as proto;
-use monohull_vmm::api::{SECTOR, VmConfig, user_of};
+use monohull_vmm::api::{SECTOR, VmConfig, WorkingSet, user_of};
 use protobuf::MessageField;
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, oneshot};
@@ -157,7 +157,7 @@ fn vm_config(config: &CopyConfig, manifest: &Manifest) -> VmConfig {
         nics: manifest.nics,
         huge_pages: false,
         rates: config.settings.rates(),
-        working_set: Vec::new(),
+        working_set: WorkingSet::default(),
         paused: true,
         fds: Vec::new(),
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use monohull_protocol::agent as proto;
-use monohull_vmm::api::{ExitReason, FdRole, VmConfig, user_of};
+use monohull_vmm::api::{ExitReason, FdRole, VmConfig, WorkingSet, user_of};
 use protobuf::MessageField;
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, RwLock, oneshot, watch};
@@ -160,7 +160,7 @@ fn vm_config(name: &str, settings: &Settings, sizing: &Sizing, nics: u8) -> VmCo
         nics,
         huge_pages: settings.huge_pages,
         rates: settings.rates(),
-        working_set: Vec::new(),
+        working_set: WorkingSet::default(),
         paused: false,
         fds: Vec::new(),
     }

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use oci_spec::runtime as oci;
 
+use monohull_vmm::api::WorkingSet;
+
 use super::{Template, TemplateError};
 use crate::pagemap::{self, Page};
 use crate::pod::{self, ContainerConfig, PodConfig, PodError};
@@ -28,17 +30,14 @@ const MAX_RUNS: usize = 2048;
 /// Pages in a huge page.
 const HUGE: usize = 512;
 
-/// Runs of pages: the first one's number and how many.
-pub(super) type Runs = Vec<(u32, u32)>;
-
-/// Finds out what a pod that is forked from `template` writes to, in pages of its memory file. What only reads are made of gets
+/// Finds out what a pod that is forked from `template` uses of its memory file. What only reads are made of gets
 /// huge pages where the host can: they are there for all pods after one fault. `dir` is for the pod's files.
 pub(super) async fn rehearse(
     settings: &Settings,
     template: &Template,
     small: bool,
     dir: &Path,
-) -> Result<Runs, TemplateError> {
+) -> Result<WorkingSet, TemplateError> {
     // Not the host's state directory: this is no pod that anybody should see.
     let settings = Settings { state_dir: dir.to_owned(), ..settings.clone() };
     let rootfs = dir.join("rootfs");
@@ -70,7 +69,8 @@ pub(super) async fn rehearse(
     pod.shutdown().await?;
     let pages = pages?;
     make_huge(&template.memory, &pages);
-    Ok(runs(&pages))
+    let written = runs(&pages, |page| page == Page::Own);
+    Ok(WorkingSet { written, used: runs(&pages, |page| page != Page::Absent) })
 }
 
 fn spec(small: bool) -> Result<oci::Spec, serde_json::Error> {
@@ -100,16 +100,15 @@ fn pod_config(settings: Settings, demand: Demand) -> PodConfig {
     }
 }
 
-/// The pages that the guest has for itself.
-fn runs(pages: &[Page]) -> Runs {
-    let own = |page: &Page| *page == Page::Own;
-    let blocks = pages.chunk_by(|one, next| own(one) == own(next));
+/// The pages that are `wanted`, as runs: the first one's number and how many.
+fn runs(pages: &[Page], wanted: impl Fn(Page) -> bool) -> Vec<(u32, u32)> {
+    let blocks = pages.chunk_by(|one, next| wanted(*one) == wanted(*next));
     let placed = blocks.scan(0, |at: &mut u32, block| {
         let (first, length) = (*at, u32::try_from(block.len()).ok()?);
         *at = first.checked_add(length)?;
-        Some((first, length, block.first().is_some_and(own)))
+        Some((first, length, block.first().is_some_and(|page| wanted(*page))))
     });
-    let runs = placed.filter(|(.., own)| *own).map(|(first, length, _)| (first, length));
+    let runs = placed.filter(|(.., wanted)| *wanted).map(|(first, length, _)| (first, length));
     runs.take(MAX_RUNS).collect()
 }
 
@@ -131,10 +130,12 @@ mod tests {
     #[test]
     fn neighbours_are_one_run() {
         use Page::{Absent, Own, Shared};
-        assert_eq!(runs(&[Own, Own, Shared, Own, Absent, Absent, Own]), [(0, 2), (3, 1), (6, 1)]);
-        assert_eq!(runs(&[Absent, Shared]), []);
+        let pages = [Own, Own, Shared, Own, Absent, Absent, Own];
+        assert_eq!(runs(&pages, |page| page == Own), [(0, 2), (3, 1), (6, 1)]);
+        assert_eq!(runs(&pages, |page| page != Absent), [(0, 4), (6, 1)]);
+        assert_eq!(runs(&[Absent, Shared], |page| page == Own), []);
         let scattered: Vec<_> = (0..3 * MAX_RUNS).map(|i| if i % 2 == 0 { Own } else { Absent }).collect();
-        assert_eq!(runs(&scattered).len(), MAX_RUNS);
+        assert_eq!(runs(&scattered, |page| page == Own).len(), MAX_RUNS);
     }
 
     #[test]

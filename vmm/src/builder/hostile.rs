@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Descriptors, MAX_NICS, Origin, check};
-use crate::api::{FdRole, FromVmm, MAX_FDS, MAX_MEMORY_MIB, MAX_MESSAGE, Rate, Rates, VmConfig};
+use crate::api::{FdRole, FromVmm, MAX_FDS, MAX_MEMORY_MIB, MAX_MESSAGE, Rate, Rates, VmConfig, WorkingSet};
 use crate::devices::mem::SLOT;
 use crate::ipc::Channel;
 use crate::ipc::hostile::{assert_line, send};
@@ -75,10 +75,14 @@ fn config(input: &mut Input<'_>, fds: usize) -> VmConfig {
         nics: input.u8() % 32,
         huge_pages: input.u8().is_multiple_of(2),
         rates: Rates { disk: rate(input), nics: rate(input) },
-        working_set: (0..input.u8() % 3).map(|_| (input.u32(), input.u8().into())).collect(),
+        working_set: WorkingSet { written: runs(input), used: runs(input) },
         paused: input.u8().is_multiple_of(2),
         fds: (0..fds).map(|_| ROLES[usize::from(input.u8()) % ROLES.len()]).collect(),
     }
+}
+
+fn runs(input: &mut Input<'_>) -> Vec<(u32, u32)> {
+    (0..input.u8() % 3).map(|_| (input.u32(), input.u8().into())).collect()
 }
 
 fn rate(input: &mut Input<'_>) -> Rate {

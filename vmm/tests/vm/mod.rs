@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use monohull_vmm::api::{
-    Action, Done, Event, ExitReason, FdRole, FromVmm, Rates, Reply, Request, VmConfig, user_of,
+    Action, Done, Event, ExitReason, FdRole, FromVmm, Rates, Reply, Request, VmConfig, WorkingSet, user_of,
 };
 use monohull_vmm::client::Vmm;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,7 +49,7 @@ impl Setup {
             nics: 0,
             huge_pages: false,
             rates: Rates::default(),
-            working_set: Vec::new(),
+            working_set: WorkingSet::default(),
             paused: false,
             fds: Vec::new(),
         };
