@@ -1,6 +1,6 @@
 //! A pod's guest on the bare VMM, with nothing of containerd, shim or runtime: booted, saved, and forked.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,6 +12,7 @@ use monohull_vmm::api::{
     Action, Done, Event, FdRole, FromVmm, Rates, Reply, Request, Saved, VmConfig, WorkingSet, user_of,
 };
 use monohull_vmm::client::Vmm;
+use nix::mount::{MsFlags, mount, umount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const VMM: &str = "/usr/libexec/monohull/monohull-vmm";
@@ -56,16 +57,22 @@ impl Guest {
     /// Boots kernel and agent as they are installed.
     pub fn boot() -> io::Result<Self> {
         let [kernel, initramfs] = [File::open(KERNEL)?, File::open(INITRAMFS)?];
-        Self::start(vec![(FdRole::Kernel, kernel.into()), (FdRole::Initramfs, initramfs.into())])
+        let files = vec![(FdRole::Kernel, kernel.into()), (FdRole::Initramfs, initramfs.into())];
+        Self::start(files, WorkingSet::default())
     }
 
     /// Starts from a snapshot.
     pub fn fork(snapshot: &Snapshot) -> io::Result<Self> {
-        let (state, memory) = (snapshot.state.try_clone()?, snapshot.memory.try_clone()?);
-        Self::start(vec![(FdRole::State, state.into()), (FdRole::Memory, memory.into())])
+        Self::fork_with(snapshot, WorkingSet::default())
     }
 
-    fn start(mut files: Vec<(FdRole, OwnedFd)>) -> io::Result<Self> {
+    /// Starts from a snapshot, of which this will soon be used.
+    pub fn fork_with(snapshot: &Snapshot, working_set: WorkingSet) -> io::Result<Self> {
+        let (state, memory) = (snapshot.state.try_clone()?, snapshot.memory.try_clone()?);
+        Self::start(vec![(FdRole::State, state.into()), (FdRole::Memory, memory.into())], working_set)
+    }
+
+    fn start(mut files: Vec<(FdRole, OwnedFd)>, working_set: WorkingSet) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let vsock = UnixListener::bind(directory.path().join("vsock"))?;
         files.push((FdRole::Kvm, File::options().read(true).write(true).open("/dev/kvm")?.into()));
@@ -80,7 +87,7 @@ impl Guest {
             nics: 1,
             huge_pages: false,
             rates: Rates::default(),
-            working_set: WorkingSet::default(),
+            working_set,
             paused: false,
             fds: files.iter().map(|(role, _)| *role).collect(),
         };
@@ -142,6 +149,20 @@ impl Guest {
         let mut answer = vec![0; u32::from_be_bytes([l0, l1, l2, l3]).min(1 << 20) as usize];
         agent.read_exact(&mut answer)?;
         Ok(answer)
+    }
+
+    /// How many times its first CPU has left the guest, by KVM's account in debugfs.
+    pub fn exits(&self) -> io::Result<u64> {
+        let debugfs = tempfile::tempdir()?;
+        mount(None::<&str>, debugfs.path(), Some("debugfs"), MsFlags::empty(), None::<&str>)?;
+        let vm = format!("{}-", self.vmm.pid());
+        let exits = fs::read_dir(debugfs.path().join("kvm")).and_then(|mut vms| {
+            let of_this = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&vm);
+            let vm = vms.find_map(|entry| entry.ok().filter(of_this)).ok_or(io::ErrorKind::NotFound)?;
+            fs::read_to_string(vm.path().join("vcpu0/exits"))
+        });
+        umount(debugfs.path())?;
+        exits?.trim().parse().map_err(io::Error::other)
     }
 
     /// [`Self::create_sandbox`], and when all of the start was done.

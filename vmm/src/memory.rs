@@ -341,6 +341,15 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_the_file_have_addresses_in_the_guest() {
+        const LOW: u64 = 4 << 20;
+        let ram = [(0, LOW), (4 << 30, 8192)];
+        let runs = [(0, 1), (1023, 2), (1025, 9), (1026, 1), (7, 0), (u32::MAX, u32::MAX)];
+        let expected = [(0, 4096), (LOW - 4096, 4096), (4 << 30, 4096), ((4 << 30) + 4096, 4096)];
+        assert_eq!(addresses(&ram, &runs), expected);
+    }
+
+    #[test]
     fn what_a_guest_will_write_is_its_own_from_the_beginning() {
         use std::os::unix::fs::FileExt;
         const LOW: u64 = 4 << 20;

@@ -8,7 +8,7 @@ use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-use monohull_vmm::api::{Action, Done, ExitReason, FdRole};
+use monohull_vmm::api::{Action, Done, ExitReason, FdRole, WorkingSet};
 
 // A part of these is used.
 #[allow(dead_code)]
@@ -95,8 +95,14 @@ impl Snapshot {
     }
 
     fn fork(&self) -> Printing {
+        self.fork_with(WorkingSet::default())
+    }
+
+    fn fork_with(&self, working_set: WorkingSet) -> Printing {
         let (output, console) = std::io::pipe().unwrap();
-        Printing::started(self.setup().with(FdRole::Console, console), output)
+        let mut setup = self.setup().with(FdRole::Console, console);
+        setup.config.working_set = working_set;
+        Printing::started(setup, output)
     }
 
     fn counter(&self) -> u64 {
@@ -138,6 +144,24 @@ fn copies_go_on_where_the_snapshot_was_taken_and_independently() {
     first_of_sequence(&mut copies[1]);
     original.stop();
     copies.into_iter().for_each(Printing::stop);
+}
+
+#[test]
+fn what_a_copy_is_said_to_use_changes_nothing_of_what_it_does() {
+    let mut original = Printing::boot(&guests::count());
+    first_of_sequence(&mut original);
+    let snapshot = Snapshot::of(&original.vm);
+    let counter = snapshot.counter();
+    // All of the memory, its holes included, and what is beyond its end.
+    let all = vec![(0, 8192), (8000, 500), (u32::MAX, u32::MAX), (7, 0)];
+    for (written, used) in [(Vec::new(), all.clone()), (all.clone(), all.clone()), (all, Vec::new())] {
+        let mut copy = snapshot.fork_with(WorkingSet { written, used });
+        let first = first_of_sequence(&mut copy);
+        assert!([counter as u8, (counter + 1) as u8].contains(&first), "{first} after {counter}");
+        assert_eq!(snapshot.counter(), counter);
+        copy.stop();
+    }
+    original.stop();
 }
 
 #[test]
