@@ -151,7 +151,7 @@ impl Guest {
         Ok(answer)
     }
 
-    /// How many times its first CPU has left the guest, by KVM's account in debugfs.
+    /// How many times its CPUs have left the guest, by KVM's account in debugfs.
     pub fn exits(&self) -> io::Result<u64> {
         let debugfs = tempfile::tempdir()?;
         mount(None::<&str>, debugfs.path(), Some("debugfs"), MsFlags::empty(), None::<&str>)?;
@@ -159,7 +159,7 @@ impl Guest {
         let exits = fs::read_dir(debugfs.path().join("kvm")).and_then(|mut vms| {
             let of_this = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&vm);
             let vm = vms.find_map(|entry| entry.ok().filter(of_this)).ok_or(io::ErrorKind::NotFound)?;
-            fs::read_to_string(vm.path().join("vcpu0/exits"))
+            fs::read_to_string(vm.path().join("exits"))
         });
         umount(debugfs.path())?;
         exits?.trim().parse().map_err(io::Error::other)
