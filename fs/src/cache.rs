@@ -109,6 +109,8 @@ impl Cache {
                 self.entry(exchange, fuse::OUT_HEADER)?;
             }
             fuse::LOOKUP | fuse::MKDIR if node != ROOT && !self.has(node) => walked(exchange)?,
+            // A directory of ours, of which nothing but names matters: the guest looks at its mode before each.
+            fuse::GETATTR if node == ROOT => exchange.change(fuse::OUT_HEADER, &LIFE.to_ne_bytes()),
             fuse::GETATTR if !self.has(node) => asked(exchange)?,
             _ if !self.has(node) => {}
             fuse::LOOKUP | fuse::SYMLINK | fuse::MKNOD | fuse::MKDIR | fuse::LINK => {
@@ -331,6 +333,14 @@ mod tests {
             slot.reply.into_inner()[16 + 8]
         };
         assert_eq!((life(0o040_755), life(0o100_644)), (1, 0));
+    }
+
+    #[test]
+    fn the_tree_of_exports_itself_lives_longer_and_its_names_do_not() {
+        let cache = Cache::default();
+        assert_eq!(cache.ask(fuse::GETATTR, ROOT, &[], 0)[16..24], LIFE.to_ne_bytes());
+        assert!(!lives(&cache.ask(fuse::LOOKUP, ROOT, b"7\0", 2)));
+        assert_eq!(cache.ask(fuse::GETATTR, 2, &[], 0)[16..24], [0; 8]);
     }
 
     #[test]
