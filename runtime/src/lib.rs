@@ -16,6 +16,7 @@ pub mod image;
 pub mod install;
 pub mod kubernetes;
 pub mod log;
+mod meminfo;
 pub mod migrate;
 mod mirror;
 mod mountinfo;

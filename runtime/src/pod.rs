@@ -38,6 +38,7 @@ use crate::size::{Demand, Limits};
 use crate::sockets::Sockets;
 use crate::spec;
 use crate::state_file::StateFile;
+use crate::template;
 use crate::timeline::Timeline;
 use crate::vm::Vm;
 use crate::vsock::Vsock;
@@ -209,6 +210,7 @@ impl Pod {
         let reason = self.ended().await;
         self.leave_network().await;
         self.state.remove()?;
+        template::give_back(&self.settings);
         Ok(reason)
     }
 

@@ -5,10 +5,11 @@
 //! removing a template takes nothing from those that run.
 //!
 //! A template is made in the background when one is missing ([`make_in_background`]), and made anew when it gets old. What
-//! it takes to make one is in [`build`]. A pod whose template is missing or refused boots cold.
+//! it takes to make one is in [`build`]; a host that is short of memory gets it back ([`give_back`]). A pod whose template is missing or refused boots cold.
 
 mod build;
 mod rehearsal;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -29,10 +30,12 @@ use sha2::{Digest, Sha256};
 
 use crate::pod;
 use crate::settings::{Settings, Templates};
+use crate::state::StateError;
 use crate::vm::VmError;
 use crate::vsock::VsockError;
 
 pub use build::build;
+pub(crate) use spare::give_back;
 
 /// Beside the directories of containerd's namespaces, none of which begins with a `_`.
 const DIR: &str = "_templates";
@@ -72,6 +75,9 @@ pub enum TemplateError {
         /// The reason.
         source: io::Error,
     },
+    /// The pods of this host can't be listed.
+    #[error(transparent)]
+    Pods(#[from] StateError),
     /// Another process is making one.
     #[error("a template is being made by another process")]
     Busy,
@@ -224,7 +230,7 @@ pub fn remove_all(settings: &Settings) -> Result<(), TemplateError> {
 /// Starts `builder`, a command that calls [`build`], if a template is missing or old. It outlives its parent, has none of its
 /// descriptors, and gets a tenth of a CPU that others want, too.
 pub fn make_in_background(settings: &Settings, mut builder: Command) {
-    if settings.templates == Templates::Off || !is_wanted(settings) {
+    if settings.templates == Templates::Off || !is_wanted(settings) || spare::is_short() {
         return;
     }
     builder.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::Finding;
+use crate::meminfo::Meminfo;
 use crate::settings::Settings;
 
 /// `f_type` of a tmpfs (statfs(2), linux/magic.h).
@@ -46,10 +47,7 @@ pub(super) fn look(settings: &Settings) -> Vec<Finding> {
 
 /// Judges the memory that is free for pods, from `/proc/meminfo`.
 fn memory(meminfo: &str, settings: &Settings) -> Finding {
-    let available = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let Some(available) = available.map(|kib| kib / 1024) else {
+    let Some(available) = Meminfo::parse(meminfo).map(|memory| memory.available_kib / 1024) else {
         return Finding::note("memory", "/proc/meminfo does not tell what is available", "mount /proc");
     };
     let overhead = u64::from(settings.overhead_memory_mib);

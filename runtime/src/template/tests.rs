@@ -66,6 +66,20 @@ async fn a_pod_is_forked_and_one_with_a_console_or_another_setting_boots() {
 }
 
 #[tokio::test]
+async fn a_template_that_no_pod_uses_can_go_and_one_that_is_used_stays() {
+    let host = Host::new(Mode::Good);
+    let made = build(&host.settings()).await.unwrap();
+    let pod = Pod::start(pod_config(&host)).await.unwrap();
+    spare::remove_unused(&host.settings()).unwrap();
+    assert_eq!(list(&host.settings()).unwrap(), [made[0].clone()]);
+    pod.shutdown().await.unwrap();
+    spare::remove_unused(&host.settings()).unwrap();
+    assert_eq!(list(&host.settings()).unwrap(), []);
+    spare::remove_unused(&host.settings()).unwrap();
+    assert!(is_wanted(&host.settings()), "the next pod makes them anew");
+}
+
+#[tokio::test]
 async fn a_pod_whose_template_fails_boots_and_the_template_goes() {
     let host = Host::new(Mode::ForksPanic);
     let made = build(&host.settings()).await.unwrap();
