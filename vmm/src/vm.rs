@@ -195,8 +195,10 @@ impl Vm {
     /// Has KVM map parts of guest memory, each an address and a length of whole pages, so that the guest does not leave for them one by one
     /// (Documentation/virt/kvm/api.rst, 4.143). What can't be mapped ahead is when the guest comes to it. `cpu` has never run.
     pub(crate) fn map_ahead(&self, cpu: &VcpuFd, parts: &[(u64, u64)]) {
-        let able = self.kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
-        for &(gpa, size) in parts.iter().filter(|_| able) {
+        if self.kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) <= 0 {
+            return;
+        }
+        for &(gpa, size) in parts {
             let mut rest = kvm_pre_fault_memory { gpa, size, ..Default::default() };
             // It returns early, with a part of it done, for a signal or another CPU's change; what has not moved on never will.
             let mut before = 0;

@@ -141,7 +141,8 @@ fn lock(path: &Path) -> Result<Flock<File>, TemplateError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| TemplateError::Busy)
 }
 
-fn remove_dir(path: &Path) -> Result<(), TemplateError> {
+/// Removes a directory with all that is in it, which may be gone already.
+pub(super) fn remove_dir(path: &Path) -> Result<(), TemplateError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(TemplateError::io("remove", path)(error))

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 
+use super::build::remove_dir;
 use super::{TemplateError, dir, list};
 use crate::meminfo::Meminfo;
 use crate::settings::Settings;
@@ -36,17 +37,8 @@ pub(super) fn remove_unused(settings: &Settings) -> Result<(), TemplateError> {
     let pods = state::list(&settings.state_dir)?;
     let used: HashSet<_> = pods.into_iter().filter_map(|pod| pod.template).collect();
     for info in list(settings)?.into_iter().filter(|info| !used.contains(&info.key)) {
-        let path = dir(settings).join(&info.key);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(TemplateError::io("remove", &path)(error));
-            }
-            _ => tracing::info!(
-                key = info.key,
-                bytes = info.bytes,
-                "the host is short of memory: a template is gone"
-            ),
-        }
+        remove_dir(&dir(settings).join(&info.key))?;
+        tracing::info!(key = info.key, bytes = info.bytes, "the host is short of memory: a template is gone");
     }
     Ok(())
 }
