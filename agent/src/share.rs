@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::sync::Mutex;
 
 use crate::error::{Doing, Error, Result};
@@ -45,20 +46,15 @@ impl Share {
             exports.mounted = true;
             read_ahead().unwrap_or_else(|error| kmsg::error(crate::error::chain(&error)));
         }
-        let path = format!("{EXPORTS}/{name}");
-        // An export is a mount of its own, made when its directory is opened as one.
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(CWD, &path, flags | OFlags::DIRECTORY, Mode::empty()) {
-            Err(rustix::io::Errno::NOTDIR) => openat(CWD, &path, flags, Mode::empty()),
-            opened => opened,
-        }
-        .doing(|| format!("open the host's export {name}"))
+        // A directory is a mount of its own, made when something looks into it. This does, and open(2) of a path would not.
+        let flags = OpenTreeFlags::AT_SYMLINK_NOFOLLOW | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, format!("{EXPORTS}/{name}"), flags).doing(|| format!("open the host's export {name}"))
     }
 
-    /// Lets go of an export that [`Self::export`] has opened, so that the host can.
+    /// Lets go of a directory that [`Self::export`] has opened, so that the host can. A file is no mount, and goes with
+    /// its last user.
     pub(crate) fn release(&self, name: &str) {
         let path = PathBuf::from(format!("{EXPORTS}/{name}"));
-        // A file is no mount.
         if let Err(error) = mount::unmount_submount(&path) {
             kmsg::error(crate::error::chain(&error));
         }

@@ -79,7 +79,9 @@ impl Storages {
             }
             ("virtiofs", Some(Source::Path(name))) => {
                 let source = sources.share.export(name).await?;
-                self.0.push(Done::Exported(name.clone()));
+                if mount::is_directory(&source)? {
+                    self.0.push(Done::Exported(name.clone()));
+                }
                 let target = bind_target(&source, directory, relative)?;
                 mount::bind_open(&source, &options, &target, "a directory of the host")?;
             }

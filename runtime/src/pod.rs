@@ -217,8 +217,8 @@ impl Pod {
     /// Each step has its deadline; the last one can't be refused.
     async fn end_vm(&self) {
         let orderly = async {
-            if self.link.agent.shutdown().await.is_ok() {
-                // All is on the host's disks by then. A reset by the guest's kernel would only take longer.
+            if self.is_written().await || self.link.agent.shutdown().await.is_ok() {
+                // All is on the host by then. A reset by the guest's kernel would only take longer.
                 let _ = self.vm.stop().await;
                 self.link.vm.ended().await;
             } else {

@@ -19,7 +19,7 @@ use std::sync::{Arc, mpsc};
 use monohull_fs_protocol as protocol;
 use monohull_vmm::api::ExitReason;
 use tokio::io::Interest;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::log::{Part, Words};
 use crate::rootfs::HostTree;
@@ -87,7 +87,16 @@ enum Command {
 #[derive(Debug)]
 pub(crate) struct Share {
     commands: mpsc::Sender<Command>,
-    server: ProcessId,
+    server: Server,
+}
+
+/// The server's process.
+#[derive(Debug)]
+struct Server {
+    id: ProcessId,
+    /// Asks for its end.
+    end: watch::Sender<bool>,
+    ended: watch::Receiver<bool>,
 }
 
 impl Share {
@@ -122,14 +131,21 @@ impl Share {
         thread.map_err(ShareError::set_up("start a thread"))?;
         let ended = || ShareError::SetUp("start the thread", io::ErrorKind::BrokenPipe.into());
         let child = start.await.map_err(|_| ended())??;
-        let server = watch(child, words, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
+        let server = Server::watch(child, words, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
         vm.attach_fs(ours, memory).await?;
         Ok(Self { commands, server })
     }
 
     /// The server's process.
     pub(crate) fn server(&self) -> ProcessId {
-        self.server
+        self.server.id
+    }
+
+    /// Ends the server, for a VM that needs it no more. Nothing that was shared is open when this returns.
+    pub(crate) async fn end(&self) {
+        self.server.end.send_replace(true);
+        // Fails if whoever watches it is gone, with the whole runtime.
+        let _ = self.server.ended.clone().wait_for(|ended| *ended).await;
     }
 
     /// Shares a source.
@@ -203,25 +219,35 @@ fn serve(mut tree: Tree, commands: &mpsc::Receiver<Command>) {
     }
 }
 
-/// Sees to it that the VM ends when the server does.
-fn watch(mut child: Child, mut words: Words, vm: VmWatch) -> io::Result<ProcessId> {
-    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    let id = ProcessId::of(pid)?;
-    let pidfd = sys::watch(sys::pidfd_open(pid)?, Interest::READABLE)?;
-    tokio::spawn(async move {
-        // Readable when the process has ended: then waiting for it does not wait.
-        tokio::select! {
-            _ = pidfd.readable() => words.drain(),
-            () = words.listen() => drop(pidfd.readable().await),
-        }
-        let status = child.wait();
-        // It ends in good order when the VMM closes the socket, which is the VM's own end.
-        if let Some(how) = failure(&status) {
-            tracing::warn!(pid, how, step = "fs server ended");
-            vm.kill(ExitReason::Failure(format!("the pod's fs server {how}")));
-        }
-    });
-    Ok(id)
+impl Server {
+    /// Sees to it that the VM ends when the server does.
+    fn watch(mut child: Child, mut words: Words, vm: VmWatch) -> io::Result<Self> {
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let id = ProcessId::of(pid)?;
+        let pidfd = sys::watch(sys::pidfd_open(pid)?, Interest::READABLE)?;
+        let ((end, mut asked), (tell, ended)) = (watch::channel(false), watch::channel(false));
+        tokio::spawn(async move {
+            // Readable when the process has ended: then waiting for it does not wait.
+            let by_itself = tokio::select! {
+                _ = pidfd.readable() => { words.drain(); true }
+                () = async { words.listen().await; drop(pidfd.readable().await) } => true,
+                Ok(_) = asked.wait_for(|asked| *asked) => false,
+            };
+            if !by_itself {
+                // Fails for a process that has just ended.
+                let _ = child.kill();
+                drop(pidfd.readable().await);
+            }
+            let status = child.wait();
+            // It ends in good order when the VMM closes the socket, which is the VM's own end.
+            if let Some(how) = failure(&status).filter(|_| by_itself) {
+                tracing::warn!(pid, how, step = "fs server ended");
+                vm.kill(ExitReason::Failure(format!("the pod's fs server {how}")));
+            }
+            tell.send_replace(true);
+        });
+        Ok(Self { id, end, ended })
+    }
 }
 
 fn failure(status: &io::Result<ExitStatus>) -> Option<String> {

@@ -45,6 +45,7 @@ pub(crate) trait Guest: Sized + Send + Sync + 'static {
     fn refresh_network(&self) -> impl Future<Output = Result<(), PodError>> + Send;
     fn take_root(&self, container: &str) -> Option<OwnedFd>;
     fn delete_container(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
+    fn delete_last_container(&self, container: &str) -> impl Future<Output = Result<(), PodError>> + Send;
     fn ended(&self) -> impl Future<Output = ExitReason> + Send;
     fn shutdown(&self) -> impl Future<Output = Result<ExitReason, PodError>> + Send;
 }
@@ -121,6 +122,10 @@ impl Guest for Pod {
 
     async fn delete_container(&self, container: &str) -> Result<(), PodError> {
         self.delete_container(container).await
+    }
+
+    async fn delete_last_container(&self, container: &str) -> Result<(), PodError> {
+        self.delete_last_container(container).await
     }
 
     async fn ended(&self) -> ExitReason {

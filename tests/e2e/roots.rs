@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use monohull_tests::engine::{Client, Engine, Output, Run, finish};
+use monohull_tests::engine::{Client, Engine, MONOHULL, Output, Run, finish, in_container};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -13,6 +13,7 @@ use crate::containers::id;
 pub(crate) const CASES: &[Case] = &[
     ("what_a_container_writes_and_deletes_is_in_its_snapshot", in_the_snapshot),
     ("a_stopped_container_that_is_started_again_sees_what_it_wrote", started_again),
+    ("what_was_written_through_a_mapping_is_there_after_the_container", mapping),
 ];
 
 pub(crate) const NERDCTL_CASES: &[Case] = &[
@@ -110,6 +111,20 @@ fn started_again(engine: &Engine) {
     };
     assert_eq!(again.text(), "written\n", "{}", again.stderr);
     engine.remove(&name);
+}
+
+/// The pod ends with this container, and its guest is not asked to do anything for that.
+fn mapping(engine: &Engine) {
+    let root = engine.scratch().join(id("root"));
+    for directory in ["bin", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(directory)).expect("a directory");
+    }
+    fs::copy(in_container(), root.join("bin/in-container")).expect("copied");
+    let (name, path) = (id("mapping"), root.to_string_lossy());
+    let command = ["run", "--rm", "--runtime", MONOHULL, "--rootfs", &path, &name];
+    let output = finish(engine.ctr(&command).args(["/bin/in-container", "map", "/file", "word"]));
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    assert_eq!(fs::read_to_string(root.join("file")).expect("read"), "word");
 }
 
 fn operations(engine: &Engine) {

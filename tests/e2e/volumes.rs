@@ -26,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_projected_volume_changes_while_the_container_runs", projected),
     ("a_program_on_a_volume_is_executed", executed),
     ("a_fifo_and_a_device_are_refused_by_name_and_common_devices_are_the_guests", special_files),
+    ("what_is_written_through_a_mapping_is_on_the_host_with_the_end_of_the_process", mapping),
     ("locks_exclude_each_other_within_the_pod", locks),
     ("mounts_that_would_have_to_propagate_to_the_host_are_refused", bidirectional),
     ("an_empty_dir_in_memory_has_the_size_owner_and_mode_of_the_hosts", memory),
@@ -243,6 +244,21 @@ fn special_files(engine: &Engine) {
     }
     let output = run(engine, Path::new("/dev/null"), false, "echo x > /mnt && stat -c %t,%T /mnt");
     assert_eq!(output.text(), "1,3\n", "{}", output.stderr);
+}
+
+/// A process need not say that it has written through a mapping: with its end the host has it.
+fn mapping(engine: &Engine) {
+    let host = directory(engine);
+    let name = id("mapping");
+    let mut run = Run::new(&name, &["/bin/in-container", "map", "/mnt/file", "word"]);
+    run.detach = true;
+    run.extra = volume(engine, &host, "/mnt", false).into();
+    run.extra.extend(volume(engine, Path::new(&in_container()), "/bin/in-container", true));
+    let output = engine.run(&run);
+    assert_eq!(output.code(), 0, "{}", output.stderr);
+    assert_eq!(engine.wait(&name), 0);
+    assert_eq!(fs::read_to_string(host.join("file")).expect("read"), "word");
+    engine.remove(&name);
 }
 
 /// Locks are the guest's: its processes exclude each other, the host and the pod do not.

@@ -146,6 +146,13 @@ impl Containers {
     fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
+
+    fn have_stopped(&self) -> bool {
+        self.lock().values().all(|container| match container {
+            Container::Creating => false,
+            Container::Created { init, .. } => init.exit().is_some(),
+        })
+    }
 }
 
 impl Reservation<'_> {
@@ -283,6 +290,16 @@ impl Pod {
     /// Files and block devices that no other container of the pod uses are closed when this returns. In a pod whose VM has
     /// ended it only forgets.
     pub async fn delete_container(&self, container: &str) -> Result<(), PodError> {
+        self.remove_container(container, false).await
+    }
+
+    /// [`Self::delete_container`] for the last container of a pod that is about to be shut down. What a guest without disks has of
+    /// it is left to the end of the VM: only the host's side is closed, with the fs server.
+    pub async fn delete_last_container(&self, container: &str) -> Result<(), PodError> {
+        self.remove_container(container, true).await
+    }
+
+    async fn remove_container(&self, container: &str, last: bool) -> Result<(), PodError> {
         let _change = self.changes.read().await;
         let init = self.containers.init(container)?;
         if init.is_running() {
@@ -294,7 +311,8 @@ impl Pod {
             init.signal(libc::SIGKILL.unsigned_abs(), true).await?;
             init.wait().await;
         }
-        if !self.link.vm.has_ended() {
+        let leave = last && self.is_written().await;
+        if !leave && !self.link.vm.has_ended() {
             match self.link.agent.delete_container(container).await.map_err(PodError::from) {
                 Ok(()) | Err(PodError::NotFound(_)) => {}
                 // The VM is ending, and the container with it.
@@ -304,9 +322,19 @@ impl Pod {
         }
         self.containers.remove(container);
         self.disk.settle().await;
-        self.shrink(container).await;
+        if !leave {
+            self.shrink(container).await;
+        } else if let Some(share) = self.share.get() {
+            share.end().await;
+        }
         self.state.change(|state| state.containers.retain(|c| c.id != container))?;
         Ok(())
+    }
+
+    /// Whether nothing that ran in the pod has anything left to write to the host. What a process wrote to a shared directory,
+    /// through a mapping too, has been written when it has ended (Linux's `fuse_vma_close`); on a disk it is in the guest's cache.
+    pub(super) async fn is_written(&self) -> bool {
+        self.containers.have_stopped() && self.disk.all().await.is_empty()
     }
 
     pub(super) fn note_container(&self, id: String, bundle: PathBuf) -> Result<(), PodError> {

@@ -2,6 +2,7 @@
 
 mod block;
 mod copies;
+mod ending;
 mod hostile;
 
 use std::path::Path;
@@ -94,7 +95,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
     process.signal(15, false).await.unwrap();
     assert_eq!(process.wait().await.code, 143);
     pod.delete_container("c1").await.unwrap();
-    assert_eq!(pod.shutdown().await.unwrap(), ExitReason::GuestShutdown);
+    assert_eq!(pod.shutdown().await.unwrap(), ExitReason::Stopped);
 
     let cpus = crate::size::Host::own().cpus.min(8);
     let boot = format!("boot p1 nics=3 cpus={cpus}");
@@ -107,7 +108,7 @@ async fn a_container_is_created_run_and_removed_in_order() {
         "signal c1 15 all=false",
         "delete c1",
         "RemoveExtent { start: 0 }",
-        "shutdown",
+        "stop",
     ];
     assert_eq!(host.calls(), expected);
     let steps = steps(&timeline);
@@ -424,21 +425,6 @@ async fn a_failed_start_can_be_tried_again() {
 }
 
 #[tokio::test]
-async fn shutdown_goes_from_the_agent_to_the_vmm_to_force() {
-    for (mode, reason) in
-        [(Mode::HangsOnShutdown, ExitReason::Stopped), (Mode::Immortal, ExitReason::Stopped)]
-    {
-        let host = Host::new(mode);
-        let pod = start(&host).await;
-        let began = std::time::Instant::now();
-        assert_eq!(pod.shutdown().await.unwrap(), reason, "{mode:?}");
-        assert!(began.elapsed() < Duration::from_secs(5), "{mode:?}");
-        assert!(!runs(pod.vmm_pid()) && !state_dir(&host).exists(), "{mode:?}");
-        assert_eq!(host.calls().iter().any(|call| call == "stop"), mode == Mode::HangsOnShutdown);
-    }
-}
-
-#[tokio::test]
 async fn a_pod_whose_first_container_is_refused_leaves_nothing() {
     let host = Host::new(Mode::Good);
     let mut container = container_config(&host, "c1");
@@ -524,20 +510,25 @@ async fn a_container_that_cannot_be_paused_is_not_left_half_paused() {
     }
 }
 
-#[tokio::test]
-async fn a_directory_root_is_shared_and_its_server_is_part_of_the_pod() {
-    use std::os::fd::AsRawFd;
-    let host = Host::new(Mode::Good);
+/// A pod whose container has a directory as its root.
+async fn start_with_directory(host: &Host) -> (Arc<Pod>, Process) {
     let (root, server) = (host.path().join("root"), host.path().join("fs"));
     std::fs::create_dir(&root).unwrap();
     std::fs::write(root.join("file"), "content").unwrap();
     write_program(&server, "#!/bin/sh\nexec sleep 1000\n");
-    let mut config = pod_config(&host);
+    let mut config = pod_config(host);
     config.settings.fs_server = server;
     config.host_mounts = Some(Arc::new(std::fs::File::open("/proc/self/ns/mnt").unwrap().into()));
-    let mut container = container_config(&host, "c1");
+    let mut container = container_config(host, "c1");
     container.rootfs = Rootfs::Directory(root);
-    let (pod, _process) = Pod::start_with(config, container).await.unwrap();
+    Pod::start_with(config, container).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_directory_root_is_shared_and_its_server_is_part_of_the_pod() {
+    use std::os::fd::AsRawFd;
+    let host = Host::new(Mode::Good);
+    let (pod, _process) = start_with_directory(&host).await;
 
     let calls = host.calls();
     assert!(

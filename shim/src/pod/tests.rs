@@ -225,6 +225,11 @@ impl Guest for FakeGuest {
         Ok(())
     }
 
+    async fn delete_last_container(&self, container: &str) -> Result<(), PodError> {
+        self.call(format!("delete last {container}")).await;
+        Ok(())
+    }
+
     async fn ended(&self) -> ExitReason {
         let mut end = self.end.subscribe();
         end.wait_for(Option::is_some).await.unwrap().clone().unwrap()

@@ -14,11 +14,13 @@
 //!                                 keeps the input's pipe locked all the while
 //!     in-container use MIB        prints "ready"; uses so much memory after a line of input, prints "used"; frees it after another,
 //!                                 prints "freed"; ends when input ends
+//!     in-container map PATH WORD  makes a file, writes the word through a mapping and ends without a word about it
 //!     in-container unique         prints what no two machines may have in common, a name and a value on each line
 
 use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, SpliceFFlags, fcntl, splice};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
@@ -46,6 +49,7 @@ fn main() -> io::Result<()> {
         ["ping", path] => ping(path),
         ["hold", path, count] => hold(path, count.parse().map_err(io::Error::other)?),
         ["lock", path] => lock(path),
+        ["map", path, word] => map(path, word.as_bytes()),
         ["files", directory, count] => {
             files(&Path::new(directory).join("files"), count.parse().map_err(io::Error::other)?)
         }
@@ -55,9 +59,22 @@ fn main() -> io::Result<()> {
         }
         _ => Err(io::Error::other(
             "usage: in-container watch PATH… | connect PATH | ping PATH | hold PATH N | hold | lock PATH \
-             | files DIR N | use MIB | unique",
+             | files DIR N | use MIB | map PATH WORD | unique",
         )),
     }
+}
+
+#[allow(unsafe_code)] // Memory that a file is mapped into.
+fn map(path: &str, word: &[u8]) -> io::Result<()> {
+    let file = File::options().read(true).write(true).create_new(true).open(path)?;
+    let length = NonZeroUsize::new(word.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    file.set_len(u64::try_from(word.len()).map_err(io::Error::other)?)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: A new mapping at an address of the kernel's choice, which stays as long as the process.
+    let mapped = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &file, 0) }?;
+    // SAFETY: So much is mapped and the file has it. Nobody else knows of the mapping.
+    unsafe { std::ptr::copy_nonoverlapping(word.as_ptr(), mapped.as_ptr().cast(), word.len()) };
+    Ok(())
 }
 
 fn hold_input() -> io::Result<()> {

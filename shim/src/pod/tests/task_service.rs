@@ -19,7 +19,7 @@ async fn a_container_lives_and_its_events_come_in_order() {
     let guest = t.guest();
     assert_eq!(t.delete("p1", "").await.unwrap(), 143);
     assert_eq!(t.events().await, ["create p1", "start p1", "exit p1 143", "delete p1"]);
-    assert_eq!(*guest.calls.lock().unwrap(), ["create p1", "refresh network", "delete p1"]);
+    assert_eq!(*guest.calls.lock().unwrap(), ["create p1", "refresh network", "delete last p1"]);
     assert_eq!(guest.ended().await, ExitReason::GuestShutdown, "the VM goes with the pod's last container");
 }
 
