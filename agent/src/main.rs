@@ -27,6 +27,7 @@ mod pod;
 mod pod_pids;
 mod process;
 mod reaper;
+mod reporting;
 mod sandbox;
 mod server;
 mod share;

@@ -20,7 +20,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 
 use crate::error::{Doing, Result};
 use crate::pod::Pod;
-use crate::stats;
+use crate::reporting;
 use crate::stdio::Connection;
 
 /// Why serving a connection ended.
@@ -121,8 +121,7 @@ fn created(pid: u32) -> CreateProcessResponse {
 impl Agent for Service {
     async fn prepare_template(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<PrepareTemplateResponse> {
         self.complete(|pod| async move { pod.prepare_template().await }).await?;
-        let free_bytes = stats::free_memory();
-        Ok(PrepareTemplateResponse { free_bytes, ..Default::default() })
+        Ok(PrepareTemplateResponse { reportable_bytes: reporting::reportable()?, ..Default::default() })
     }
 
     async fn create_sandbox(

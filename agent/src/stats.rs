@@ -165,12 +165,6 @@ fn parse_number(text: &str) -> u64 {
     if text == "max" { u64::MAX } else { parse(text).unwrap_or_default() }
 }
 
-/// Memory of the VM that nobody uses, in bytes.
-pub(crate) fn free_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.freeram.saturating_mul(info.mem_unit.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

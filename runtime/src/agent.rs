@@ -290,13 +290,13 @@ impl Agent {
         self.within("ResizeSandbox", self.client.resize_sandbox(unlimited(), &request)).await.map(drop)
     }
 
-    /// Lets the guest do what its copies need not do then; it is saved next. Returns how much of its memory is free, in
-    /// bytes.
+    /// Lets the guest do what its copies need not do then; it is saved next. Returns how much of its memory it reports as
+    /// free sooner or later, in bytes.
     pub(crate) async fn prepare_template(&self) -> Result<u64, AgentError> {
         let request = proto::Empty::new();
         let answer =
             self.within("PrepareTemplate", self.client.prepare_template(unlimited(), &request)).await?;
-        Ok(answer.free_bytes)
+        Ok(answer.reportable_bytes)
     }
 
     /// Stops all containers, for the VM to be saved.

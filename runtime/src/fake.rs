@@ -311,7 +311,7 @@ impl agent_ttrpc::Agent for Fake {
         _: proto::Empty,
     ) -> ttrpc::Result<proto::PrepareTemplateResponse> {
         self.note("prepare template");
-        Ok(proto::PrepareTemplateResponse { free_bytes: 100 << 20, ..Default::default() })
+        Ok(proto::PrepareTemplateResponse { reportable_bytes: 100 << 20, ..Default::default() })
     }
 
     async fn create_sandbox(

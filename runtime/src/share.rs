@@ -131,7 +131,8 @@ impl Share {
         thread.map_err(ShareError::set_up("start a thread"))?;
         let ended = || ShareError::SetUp("start the thread", io::ErrorKind::BrokenPipe.into());
         let child = start.await.map_err(|_| ended())??;
-        let server = Server::watch(child, words, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
+        let server =
+            Server::watch(child, words, vm.watch()).map_err(ShareError::set_up("watch the fs server"))?;
         vm.attach_fs(ours, memory).await?;
         Ok(Self { commands, server })
     }

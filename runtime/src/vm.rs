@@ -32,6 +32,8 @@ const REPLY_DEADLINE: Duration = Duration::from_secs(30);
 const SAVE_DEADLINE: Duration = Duration::from_secs(600);
 /// Turns a guest that does not take the memory it was given into an error.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(30);
+/// A kernel takes half a minute to report all that is free (`page_reporting_cycle` in mm/page_reporting.c).
+const REPORTS_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why something could not be done with a VM.
 #[derive(Debug, thiserror::Error)]
@@ -252,7 +254,7 @@ impl Vm {
         self.request(what, Action::AwaitReports { mib }, Vec::new()).await?;
         let mut reported = self.reported.clone();
         let all = reported.wait_for(|reported| *reported);
-        let waited = patience::within(MEMORY_DEADLINE, Some(self.pid()), all).await;
+        let waited = patience::unasked(REPORTS_DEADLINE, self.pid(), all).await;
         match waited.map(|reported| reported.is_ok()) {
             Some(true) => Ok(()),
             Some(false) => Err(VmError::Ended(self.watch.ended().await.reason)),

@@ -23,6 +23,9 @@ use crate::vsock::Vsock;
 /// What a template's rehearsal needs, while it is made.
 const REHEARSAL: &str = "rehearsal";
 
+/// Bytes of the largest block of free memory: one may be in use by the time that it is its turn to be reported.
+const LARGEST_BLOCK: u64 = 4 << 20;
+
 /// Makes the templates of pods without particular needs anew, and removes all others. Refused as busy while another process
 /// does that. A failure is noted for [`super::last_failure`].
 ///
@@ -82,11 +85,11 @@ async fn make(
         Vm::start(&settings.vmm, &config, files, std::sync::Arc::default(), timeline.clone(), None)?;
     let agent = pod::agent_of(&vm, ready, &timeline).await?;
     // Its answer also tells that the connection is made on both sides: one that the guest is making fails in the copies.
-    let free = agent.prepare_template().await.map_err(pod::PodError::from)?;
-    // The first time that a kernel reports a free block it visits all its pages' structs, some seconds after its boot: that
-    // would be 1.6 % of a copy's memory which it has for itself. The rest is in blocks too small to be reported.
-    let most = u32::try_from((free >> 20) * 3 / 4).unwrap_or(u32::MAX);
-    if let Err(error) = vm.free_reported(most).await {
+    let reportable = agent.prepare_template().await.map_err(pod::PodError::from)?;
+    // The first time that a kernel reports a free block it visits all its pages' structs, some seconds after its boot: in each copy
+    // that would be time, and 1.6 % of its memory.
+    let all = u32::try_from(reportable.saturating_sub(LARGEST_BLOCK) >> 20).unwrap_or(u32::MAX);
+    if let Err(error) = vm.free_reported(all).await {
         tracing::warn!(error = %text::chain(&error), step = "wait for free memory; pods will take more than they need");
     }
     vm.pause().await?;

@@ -31,7 +31,7 @@ async fn the_templates_of_all_pods_are_saved_with_what_is_known_of_them() {
     let expected = [
         format!("boot template nics=3 cpus={}", made[0].cpus),
         "prepare template".into(),
-        "await reports 75".into(),
+        "await reports 96".into(),
         "Pause".into(),
         "snapshot".into(),
     ];

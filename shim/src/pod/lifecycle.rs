@@ -337,7 +337,8 @@ impl<G: Guest> PodTasks<G> {
         container.origin.run_poststop_hooks(self.outside()?).await;
         if let Ok(vm) = self.vm() {
             let ends = *id == self.info.id && self.sandbox().is_none() && self.containers().len() == 1;
-            let deleted = if ends { vm.delete_last_container(id).await } else { vm.delete_container(id).await };
+            let deleted =
+                if ends { vm.delete_last_container(id).await } else { vm.delete_container(id).await };
             if let Err(error) = deleted {
                 // The guest has lost it or is lost itself: what is left of the container goes with the VM.
                 tracing::warn!(container = id, error = chain(&error), "guest has not removed the container");

@@ -20,8 +20,8 @@
 use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
-use std::num::NonZeroUsize;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, SpliceFFlags, fcntl, splice};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use nix::unistd::gettid;
 
