@@ -73,7 +73,7 @@ Node 0, zone    DMA32
 
     #[test]
     fn a_zone_keeps_what_it_needs_meanwhile() {
-        let scarce = BUDDYINFO.replace("110", "15");
+        let scarce = BUDDYINFO.replace("110", "14");
         assert_eq!(of(9, &scarce, ZONEINFO), 0);
         assert_eq!(of(9, BUDDYINFO, ""), 0);
     }
