@@ -56,7 +56,8 @@ build-tests: ## Build the end-to-end tests and benchmarks into build/tests
 	@mkdir -p build/debug && tests/tools/strip $(DEBUG)/reboot-init build
 	@$(RELEASE)/monohull-initramfs --agent build/reboot-init --output $(TESTS)/reboot.cpio
 	@tests/make-image $(TESTS)/busybox.tar
-	@tests/make-image $(TESTS)/pause.tar pause 'sleep 2147483647'
+	@gcc -static -Os -s -Wall -Wextra -Werror -o build/pause tests/pause.c
+	@tests/make-image $(TESTS)/pause.tar build/pause
 
 install: ## Install what `make build` made below DESTDIR (default: this machine)
 	@test -d $(ROOT) || { echo "nothing is built: run 'make build' first" >&2; exit 1; }
