@@ -7,6 +7,7 @@ use std::time::Duration;
 use monohull_tests::engine::{Engine, Run};
 use monohull_tests::leaks::processes;
 use monohull_tests::memory::private_kib;
+use monohull_tests::templates;
 
 use crate::Case;
 use crate::containers::id;
@@ -18,6 +19,10 @@ pub(crate) const CASES: &[Case] = &[
 
 /// For how long a guest is looked at.
 const WHILE: Duration = Duration::from_secs(20);
+/// How long a guest is busy with what its start leaves to be done: reporting what is free, most of all, which a template has done
+/// for its copies.
+const SETTLES: Duration = Duration::from_secs(10);
+const SETTLES_COLD: Duration = Duration::from_secs(45);
 
 /// Two pods, so that what all pods of a node share (program text) is not counted as any one's own.
 fn private_memory(engine: &Engine) {
@@ -47,6 +52,8 @@ fn private_memory(engine: &Engine) {
 
 /// How often the thread of its CPU leaves the sleep of a halted CPU.
 fn wake_ups(engine: &Engine) {
+    // Others may have had the host remove what there was.
+    templates::make().expect("templates");
     let mut run = Run::new(&id("sleeping"), &["sleep", "1000"]);
     run.detach = true;
     assert_eq!(engine.run(&run).code(), 0);
@@ -60,8 +67,7 @@ fn wake_ups(engine: &Engine) {
             status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a number");
         number.trim().parse::<u64>().expect("a number")
     };
-    // What a start leaves to be done is no idling.
-    thread::sleep(WHILE / 2);
+    thread::sleep(if templates::are_on() { SETTLES } else { SETTLES_COLD });
     let before = count();
     thread::sleep(WHILE);
     let wake_ups = count() - before;
