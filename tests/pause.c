@@ -1,5 +1,5 @@
 /*
- * The program of the tests' pause image, of the kind and size of Kubernetes' own (build/pause/linux/pause.c there): it waits to be
+ * The program of the tests' pause images, of the kind and size of Kubernetes' own (build/pause/linux/pause.c there): it waits to be
  * told to end, and takes the exits of whoever is left to the first process of a pod.
  */
 #include <signal.h>

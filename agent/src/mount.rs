@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_remount, move_mount, open_tree,
@@ -240,11 +241,11 @@ pub(crate) fn unmount_submount(path: &Path) -> Result<()> {
     .doing(|| format!("unmount {}", path.display()))
 }
 
-/// Whether what is open is a directory, for choosing a target of the same kind.
+/// Whether what is open is a directory, for choosing a target of the same kind. The host is not asked: no file changes its type.
 pub(crate) fn is_directory(opened: &OwnedFd) -> Result<bool> {
-    let stat = rustix::fs::statat(opened, "", rustix::fs::AtFlags::EMPTY_PATH)
-        .doing(|| "stat the source of a mount".into())?;
-    Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(opened, "", flags, StatxFlags::TYPE).doing(|| "stat the source of a mount".into())?;
+    Ok(FileType::from_raw_mode(found.stx_mode.into()).is_dir())
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Result, chain};
+use crate::kmsg;
 
 /// Where the kernel says of what order the smallest block is.
 const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
@@ -11,8 +12,16 @@ const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order"
 const CAPACITY: u64 = 32;
 const PAGE: u64 = 4096;
 
-/// Bytes of memory that are or will be reported, as long as nobody takes them.
-pub(crate) fn reportable() -> Result<u64> {
+/// Bytes of memory that are or will be reported, as long as nobody takes them. None where the kernel does not say: one without
+/// this feature, too, makes templates.
+pub(crate) fn reportable() -> u64 {
+    read().unwrap_or_else(|error| {
+        kmsg::error(chain(&error));
+        0
+    })
+}
+
+fn read() -> Result<u64> {
     let read = |path: &str| fs::read_to_string(path).doing(|| format!("read {path}"));
     let order = read(ORDER)?.trim().parse().doing(|| format!("read {ORDER}"))?;
     Ok(of(order, &read("/proc/buddyinfo")?, &read("/proc/zoneinfo")?))

@@ -121,7 +121,7 @@ fn created(pid: u32) -> CreateProcessResponse {
 impl Agent for Service {
     async fn prepare_template(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<PrepareTemplateResponse> {
         self.complete(|pod| async move { pod.prepare_template().await }).await?;
-        Ok(PrepareTemplateResponse { reportable_bytes: reporting::reportable()?, ..Default::default() })
+        Ok(PrepareTemplateResponse { reportable_bytes: reporting::reportable(), ..Default::default() })
     }
 
     async fn create_sandbox(

@@ -15,11 +15,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use monohull_fs_protocol as protocol;
 use monohull_vmm::api::ExitReason;
 use tokio::io::Interest;
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 
 use crate::log::{Part, Words};
 use crate::rootfs::HostTree;
@@ -28,6 +30,8 @@ use crate::sys;
 use crate::vm::{Vm, VmError, VmWatch};
 use tree::Tree;
 
+/// What must die may take so long: a process that waits for a disk dies later.
+const DYING: Duration = Duration::from_secs(30);
 /// Name of the tree's directory in the pod's.
 const TREE: &str = "shared";
 
@@ -142,11 +146,15 @@ impl Share {
         self.server.id
     }
 
-    /// Ends the server, for a VM that needs it no more. Nothing that was shared is open when this returns.
+    /// Ends the server, for a VM that needs it no more. Nothing that was shared is open when this returns, unless the server
+    /// waits for a disk that does not answer.
     pub(crate) async fn end(&self) {
         self.server.end.send_replace(true);
-        // Fails if whoever watches it is gone, with the whole runtime.
-        let _ = self.server.ended.clone().wait_for(|ended| *ended).await;
+        let mut ended = self.server.ended.clone();
+        // The inner error is that of a watch that is gone, with the whole runtime.
+        if timeout(DYING, ended.wait_for(|ended| *ended)).await.is_err() {
+            tracing::warn!(pid = self.server.id.pid, step = "end the fs server: it outlives SIGKILL");
+        }
     }
 
     /// Shares a source.

@@ -335,8 +335,8 @@ impl<G: Guest> PodTasks<G> {
         }
         // Before the container is forgotten anywhere: a crash in between repeats the hooks and does not skip them.
         container.origin.run_poststop_hooks(self.outside()?).await;
+        let ends = self.ends_with(id);
         if let Ok(vm) = self.vm() {
-            let ends = *id == self.info.id && self.sandbox().is_none() && self.containers().len() == 1;
             let deleted =
                 if ends { vm.delete_last_container(id).await } else { vm.delete_container(id).await };
             if let Err(error) = deleted {
@@ -344,11 +344,7 @@ impl<G: Guest> PodTasks<G> {
                 tracing::warn!(container = id, error = chain(&error), "guest has not removed the container");
             }
         }
-        let last = {
-            let mut containers = self.containers();
-            containers.remove(id);
-            containers.is_empty()
-        };
+        self.containers().remove(id);
         let event = TaskDelete {
             container_id: id.clone(),
             pid: container.pid,
@@ -357,15 +353,21 @@ impl<G: Guest> PodTasks<G> {
             ..Default::default()
         };
         self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
-        // Members come and go while the sandbox is there. Without it there is no pod: the VM ends now, off the critical
-        // path, and the engine's Shutdown request finds it gone.
         if *id == self.info.id {
             self.first_deleted.store(true, Ordering::SeqCst);
-            if last && self.sandbox().is_none() {
-                self.end_vm();
-            }
+        }
+        // Off the critical path: the engine's Shutdown request finds the VM gone. What somebody has begun to create meanwhile fails
+        // with it; others may have been deleted meanwhile.
+        if ends || self.ends_with(id) {
+            self.end_vm();
         }
         Ok(())
+    }
+
+    /// Whether the pod ends with a container. Members come and go while the sandbox is there, which is the first container or the
+    /// engine's own; without it there is no pod.
+    fn ends_with(&self, id: &str) -> bool {
+        id == self.info.id && self.sandbox().is_none() && self.containers().keys().all(|other| other == id)
     }
 }
 

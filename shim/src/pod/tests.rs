@@ -46,6 +46,8 @@ struct FakeGuest {
     silent: AtomicBool,
     /// Says that the OOM killer has killed once more whenever it is asked.
     killing: AtomicBool,
+    /// Held by who wants the deletion of the last container to wait.
+    last: tokio::sync::Mutex<()>,
     /// How the pod was to be made, and its latest container.
     config: PodConfig,
     latest: Mutex<Option<ContainerConfig>>,
@@ -129,6 +131,7 @@ impl Guest for FakeGuest {
             oom_kills,
             silent: AtomicBool::new(false),
             killing: AtomicBool::new(false),
+            last: tokio::sync::Mutex::default(),
             config,
             latest: Mutex::default(),
         }))
@@ -227,6 +230,7 @@ impl Guest for FakeGuest {
 
     async fn delete_last_container(&self, container: &str) -> Result<(), PodError> {
         self.call(format!("delete last {container}")).await;
+        drop(self.last.lock().await);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //
 //	registry [-listen ADDRESS] [-tls NAME,… -certificate FILE] -busybox PROGRAM -programs DIRECTORY
 //
-// It prints a line when it listens. DIRECTORY has the programs of ../nonewprivs and ../pause. With -tls it serves HTTPS,
+// It prints a line when it listens. DIRECTORY has the programs of ../nonewprivs and ../../pause.c. With -tls it serves HTTPS,
 // for clients that no mirror can be named to: as those hosts, with a certificate that it leaves in FILE.
 package main
 

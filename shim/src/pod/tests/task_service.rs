@@ -24,6 +24,27 @@ async fn a_container_lives_and_its_events_come_in_order() {
 }
 
 #[tokio::test]
+async fn a_pod_that_ends_with_its_container_ends_whatever_is_created_meanwhile() {
+    let t = Fixture::new().await;
+    t.create("p1", json!({})).await.unwrap();
+    let guest = t.guest();
+    guest.process("p1").end(0, 0);
+    t.wait("p1", "").await.unwrap();
+    let held = guest.last.lock().await;
+    let meanwhile = async {
+        while !guest.calls.lock().unwrap().contains(&"delete last p1".into()) {
+            tokio::task::yield_now().await;
+        }
+        t.create("c2", json!({})).await.unwrap();
+        drop(held);
+    };
+    let (deleted, ()) = tokio::join!(t.delete("p1", ""), meanwhile);
+    assert_eq!(deleted.unwrap(), 0);
+    assert_eq!(guest.ended().await, ExitReason::GuestShutdown);
+    assert_ne!(t.wait("c2", "").await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn an_exit_during_the_start_is_announced_after_it() {
     let mut t = Fixture::new().await;
     t.create("p1", process("hasty")).await.unwrap();
